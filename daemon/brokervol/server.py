@@ -1,0 +1,138 @@
+"""A WSGI application on a Unix socket: the only module that knows cheroot.
+
+Both processes serve through it. Beyond cheroot it gives the application the connection itself
+(`environ["brokervol.connection"]`), for the peer's identity and to see whether the client is still there, and
+it replaces the socket file atomically, so that a restart never shows a moment without one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from cheroot import server as cheroot_server
+from cheroot import wsgi
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+log = structlog.get_logger()
+
+_LONGEST_SOCKET_PATH = 107
+
+
+class Connection(cheroot_server.HTTPConnection):
+    """One client's connection. `on_close` callbacks run once, when it ends."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.on_close: list[Callable[[], None]] = []
+        self.has_waited = False
+
+    def is_peer_gone(self) -> bool:
+        """Whether the client has closed its side altogether, so that nobody will read an answer."""
+        poll = select.poll()
+        poll.register(self.socket, 0)
+        return any(event & select.POLLHUP for _, event in poll.poll(0))
+
+    def close(self) -> None:
+        while self.on_close:
+            self.on_close.pop()()
+        super().close()
+
+
+class _Gateway(wsgi.Gateway_10):
+    def get_environ(self) -> Any:  # cheroot's stubs say None
+        environ: dict[str, Any] = super().get_environ()  # type: ignore[no-untyped-call]
+        environ["brokervol.connection"] = self.req.conn
+        return environ
+
+
+class UnixServer(wsgi.Server):
+    """Serve `application` on the Unix socket at `path`, one thread a request.
+
+    Args:
+        path: where the socket appears, ready to accept, when `prepare()` returns.
+        mode: permission bits of the socket: who may connect.
+        threads: how many requests are worked on at once. Idle connections hold no thread.
+        timeout_s: how long a client may be silent, in the middle of a request or between two.
+        max_body_bytes: larger request bodies are answered 413.
+
+    Raises:
+        OSError: from `prepare()`, where the socket cannot be made.
+    """
+
+    ConnectionClass = Connection
+    keep_alive_conn_limit = 1024
+
+    def __init__(
+        self,
+        path: str,
+        application: WSGIApplication,
+        *,
+        mode: int,
+        threads: int,
+        timeout_s: int,
+        max_body_bytes: int,
+    ) -> None:
+        if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+            raise OSError(
+                f"the socket path {path} is longer than the {_LONGEST_SOCKET_PATH} bytes Linux allows"
+            )
+        super().__init__(
+            path,
+            application,
+            numthreads=threads,
+            timeout=timeout_s,
+            request_queue_size=1024,
+            server_name="brokervol",
+        )
+        self.gateway = _Gateway
+        self.mode = mode
+        self.max_request_body_size = max_body_bytes
+        self.max_request_header_size = 64 * 1024
+
+    def bind_unix_socket(self, bind_addr: Any) -> None:
+        """Make the socket under a private name, listen, then rename it over the final one."""
+        private = f"{bind_addr}.{os.getpid()}"
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(private)
+            listener.bind(private)
+            os.chmod(private, self.mode)
+            listener.listen(self.request_queue_size)
+            os.rename(private, bind_addr)
+        except OSError:
+            listener.close()
+            raise
+        self.socket = listener
+
+    def process_conn(self, conn: Any) -> None:
+        """Let a new connection wait in the selector, so that a silent client holds no thread."""
+        if conn.has_waited:
+            super().process_conn(conn)
+        else:
+            conn.has_waited = True
+            self.put_conn(conn)
+
+    def error_log(self, msg: str = "", level: int = 20, traceback: bool = False) -> None:
+        log.log(level, "http server", detail=str(msg), exc_info=traceback)
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; calls in flight are finished first. Needs the main thread."""
+
+        def stop(*_: object) -> None:
+            threading.Thread(target=self.stop, name="stop").start()
+
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signal_number, stop)
+        self.serve()
+        self.stop()

@@ -1,0 +1,188 @@
+"""The system calls that confinement and identity need and Python's `os` lacks.
+
+Thin and stateless: numbers and structures follow the kernel's UAPI headers (`linux/openat2.h`,
+`linux/capability.h`); every failure is an `OSError` with the kernel's errno.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Sequence
+
+AT_EMPTY_PATH = 0x1000
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+# Generic numbers, shared by x86-64 and arm64 for every call added since Linux 5.0.
+_SYS_OPENAT2 = 437
+
+# openat2 answers EAGAIN when a rename raced with the resolution of `..`: the manual asks for a retry.
+_OPENAT2_ATTEMPTS = 64
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def syscall(number: int, *arguments: object, path: str | bytes | None = None) -> int:
+    """Make a raw system call on this thread; `path` only names the object in an error.
+
+    Raises:
+        OSError: with the kernel's errno.
+    """
+    result = int(_libc.syscall(ctypes.c_long(number), *arguments))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
+    return result
+
+
+def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
+    """Open `path` below `dir_fd` under the kernel's resolution limits (`RESOLVE_*`); see openat2(2).
+
+    Returns:
+        A new descriptor, close-on-exec.
+
+    Raises:
+        OSError: EXDEV where the path would leave the limits, ELOOP where a link is not allowed.
+    """
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise OSError(errno.EINVAL, "a path cannot hold a NUL byte", path)
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    for _ in range(_OPENAT2_ATTEMPTS):
+        try:
+            return syscall(
+                _SYS_OPENAT2,
+                ctypes.c_int(dir_fd),
+                ctypes.c_char_p(encoded),
+                ctypes.byref(how),
+                ctypes.c_size_t(ctypes.sizeof(how)),
+                path=path,
+            )
+        except BlockingIOError:
+            continue
+    raise OSError(errno.EXDEV, "the path kept changing while it was resolved", path)
+
+
+def mount_id(fd: int) -> int:
+    """The id of the mount that `fd` was opened through, as mountinfo's first field shows it."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
+        for line in lines:
+            key, _, value = line.partition(":")
+            if key == "mnt_id":
+                return int(value)
+    raise OSError(errno.ENOTSUP, "the kernel does not tell mount ids in fdinfo")
+
+
+class _CapHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapData(ctypes.Structure):
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+_LINUX_CAPABILITY_VERSION_3 = 0x20080522
+CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_FSETID = 0, 1, 2, 3, 4
+CAP_SYS_ADMIN = 21
+
+_PR_SET_PDEATHSIG = 1
+_PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS = 38
+
+
+def capabilities() -> tuple[int, int, int]:
+    """This thread's (effective, permitted, inheritable) capabilities as bit masks."""
+    data = (_CapData * 2)()
+    header = _CapHeader(_LINUX_CAPABILITY_VERSION_3, 0)
+    if _libc.capget(ctypes.byref(header), data) != 0:
+        _raise_errno("capget")
+    low, high = data
+    return (
+        low.effective | high.effective << 32,
+        low.permitted | high.permitted << 32,
+        low.inheritable | high.inheritable << 32,
+    )
+
+
+def set_capabilities(effective: int, permitted: int, inheritable: int) -> None:
+    """Set this thread's capabilities, and only this thread's."""
+    data = (_CapData * 2)()
+    for index, shift in enumerate((0, 32)):
+        data[index].effective = effective >> shift & 0xFFFFFFFF
+        data[index].permitted = permitted >> shift & 0xFFFFFFFF
+        data[index].inheritable = inheritable >> shift & 0xFFFFFFFF
+    header = _CapHeader(_LINUX_CAPABILITY_VERSION_3, 0)
+    if _libc.capset(ctypes.byref(header), data) != 0:
+        _raise_errno("capset")
+
+
+def drop_capability(capability: int) -> None:
+    """Give `capability` up for good: from every set of this thread and from the bounding set."""
+    effective, permitted, inheritable = capabilities()
+    if permitted >> capability & 1:
+        _prctl(_PR_CAPBSET_DROP, capability)
+    keep = ~(1 << capability)
+    set_capabilities(effective & keep, permitted & keep, inheritable & keep)
+
+
+def set_no_new_privileges() -> None:
+    """No exec of this process or its children can ever gain a privilege (set-user-id, file capabilities)."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Ask the kernel to send this process `signal_number` when its parent thread ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal_number)
+
+
+def set_fs_ids(uid: int, gid: int) -> None:
+    """Set this thread's file-system user and group.
+
+    The calls report no error, so the result is read back.
+
+    Raises:
+        OSError: EPERM where the ids did not take effect.
+    """
+    no_change = ctypes.c_uint32(0xFFFFFFFF)
+    _libc.setfsgid(ctypes.c_uint32(gid))
+    _libc.setfsuid(ctypes.c_uint32(uid))
+    seen = (_libc.setfsuid(no_change) & 0xFFFFFFFF, _libc.setfsgid(no_change) & 0xFFFFFFFF)
+    if seen != (uid, gid):
+        raise OSError(errno.EPERM, f"the thread's file-system ids are {seen}, not {(uid, gid)}")
+
+
+# glibc's setgroups() changes every thread of the process; the bare call changes only this one.
+_SYS_SETGROUPS = {"x86_64": 116, "aarch64": 159}.get(os.uname().machine)
+
+
+def set_thread_groups(groups: Sequence[int]) -> None:
+    """Set this thread's supplementary groups, and only this thread's."""
+    if _SYS_SETGROUPS is None:
+        raise OSError(errno.ENOSYS, f"setgroups has no known number on {os.uname().machine}")
+    array = (ctypes.c_uint32 * len(groups))(*groups)
+    syscall(_SYS_SETGROUPS, ctypes.c_size_t(len(groups)), array)
+
+
+def _prctl(option: int, value: int) -> None:
+    zero = ctypes.c_ulong(0)
+    if _libc.prctl(ctypes.c_int(option), ctypes.c_ulong(value), zero, zero, zero) != 0:
+        _raise_errno("prctl")
+
+
+def _raise_errno(call: str) -> None:
+    code = ctypes.get_errno()
+    raise OSError(code, f"{call}: {os.strerror(code)}")

@@ -1,0 +1,72 @@
+"""What is mounted, as the kernel tells it: /proc/<pid>/mountinfo, see proc_pid_mountinfo(5)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One mount of one mount namespace.
+
+    `device` and `root` say which directory of which file system is mounted: two mounts that agree in both
+    show the same files. `mountpoint` is relative to the root of the process whose mountinfo was read.
+    """
+
+    mount_id: int
+    parent_id: int
+    device: str
+    root: str
+    mountpoint: str
+    is_read_only: bool
+    fs_type: str
+    source: str
+
+    def shows_same_as(self, other: Mount) -> bool:
+        """Whether both mounts show the same directory of the same file system."""
+        return (self.device, self.root) == (other.device, other.root)
+
+
+def read_mounts(path: str = "/proc/self/mountinfo") -> list[Mount]:
+    """All mounts in the order the kernel lists them: of two on one mountpoint the later one covers the other.
+
+    Raises:
+        OSError: the file cannot be read, for instance because the process has exited.
+    """
+    with open(path, "rb") as lines:
+        return list(parse_mounts(lines))
+
+
+def parse_mounts(lines: Iterable[bytes]) -> Iterator[Mount]:
+    """Parse lines of mountinfo. Names keep bytes that are not UTF-8 as `os.fsdecode` does."""
+    for line in lines:
+        fields = line.rstrip(b"\n").split(b" ")  # not split(): a source may be empty
+        fs_type, source, super_options = fields[fields.index(b"-", 6) + 1 :][:3]
+        yield Mount(
+            mount_id=int(fields[0]),
+            parent_id=int(fields[1]),
+            device=fields[2].decode("ascii"),
+            root=_unescape(fields[3]),
+            mountpoint=_unescape(fields[4]),
+            is_read_only=b"ro" in fields[5].split(b",") or b"ro" in super_options.split(b","),
+            fs_type=_unescape(fs_type),
+            source=_unescape(source),
+        )
+
+
+def mount_at(mounts: Iterable[Mount], mountpoint: str) -> Mount | None:
+    """The mount visible at exactly `mountpoint`, never one whose path merely begins the same."""
+    found = None
+    for mount in mounts:
+        if mount.mountpoint == mountpoint:
+            found = mount
+    return found
+
+
+def _unescape(field: bytes) -> str:
+    raw = _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), field)
+    return raw.decode("utf-8", "surrogateescape")
