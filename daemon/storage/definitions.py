@@ -6,7 +6,9 @@ and the driver must start without an ORM. No secret is ever in a definition.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import sqlite3
 import threading
 from dataclasses import dataclass
@@ -100,6 +102,16 @@ class DefinitionStore:
 
 def _definition(name: str, options: str, created: str) -> Definition:
     return Definition(name, json.loads(options), datetime.fromisoformat(created))
+
+
+def mountpoint(root: str, name: str) -> str:
+    """Where the volume `name` is mounted below the driver's `--root`. A hash, since a name is never a path."""
+    return os.path.join(root, "volumes", hashlib.sha256(name.encode()).hexdigest()[:40])
+
+
+def definitions_path(root: str) -> str:
+    """The file of definitions below the driver's `--root`."""
+    return os.path.join(root, ".state", "definitions.sqlite")
 
 
 def utc_now() -> datetime:

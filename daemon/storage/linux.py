@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import socket
 from collections.abc import Sequence
 
 AT_EMPTY_PATH = 0x1000
@@ -81,6 +82,35 @@ def mount_id(fd: int) -> int:
             if key == "mnt_id":
                 return int(value)
     raise OSError(errno.ENOTSUP, "the kernel does not tell mount ids in fdinfo")
+
+
+def file_system_type(fd: int) -> int:
+    """The magic number (linux/magic.h) of the file system that `fd` is on."""
+    buffer = ctypes.create_string_buffer(256)  # struct statfs begins with f_type, a long
+    if _libc.fstatfs(ctypes.c_int(fd), buffer) != 0:
+        _raise_errno("fstatfs")
+    return int(ctypes.c_long.from_buffer(buffer).value)
+
+
+def rename_no_replace(old: str, new: str, *, old_dir_fd: int, new_dir_fd: int) -> None:
+    """Rename, failing with EEXIST instead of replacing what is at the destination; see renameat2(2).
+
+    Where the file system lacks this (NFS), a hard link and an unlink do the same for files.
+    """
+    result = _libc.renameat2(
+        ctypes.c_int(old_dir_fd),
+        ctypes.c_char_p(os.fsencode(old)),
+        ctypes.c_int(new_dir_fd),
+        ctypes.c_char_p(os.fsencode(new)),
+        ctypes.c_uint(1),
+    )
+    if result == 0:
+        return
+    code = ctypes.get_errno()
+    if code != errno.EINVAL:
+        raise OSError(code, os.strerror(code), new)
+    os.link(old, new, src_dir_fd=old_dir_fd, dst_dir_fd=new_dir_fd, follow_symlinks=False)
+    os.unlink(old, dir_fd=old_dir_fd)
 
 
 class _CapHeader(ctypes.Structure):
@@ -175,6 +205,23 @@ def set_thread_groups(groups: Sequence[int]) -> None:
         raise OSError(errno.ENOSYS, f"setgroups has no known number on {os.uname().machine}")
     array = (ctypes.c_uint32 * len(groups))(*groups)
     syscall(_SYS_SETGROUPS, ctypes.c_size_t(len(groups)), array)
+
+
+_SO_PEERGROUPS = 59  # asm-generic/socket.h
+_MOST_GROUPS = 65536  # NGROUPS_MAX
+
+
+def peer_groups(socket_fd: int) -> tuple[int, ...]:
+    """The supplementary groups of the process at the other end of a connected Unix socket.
+
+    `socket.getsockopt` would do, but takes no answer above 1024 bytes: 256 groups.
+    """
+    buffer = (ctypes.c_uint32 * _MOST_GROUPS)()
+    length = ctypes.c_uint32(ctypes.sizeof(buffer))
+    level, option = ctypes.c_int(socket.SOL_SOCKET), ctypes.c_int(_SO_PEERGROUPS)
+    if _libc.getsockopt(ctypes.c_int(socket_fd), level, option, buffer, ctypes.byref(length)) != 0:
+        _raise_errno("getsockopt SO_PEERGROUPS")
+    return tuple(buffer[: length.value // ctypes.sizeof(ctypes.c_uint32)])
 
 
 def _prctl(option: int, value: int) -> None:

@@ -1,0 +1,238 @@
+"""Defines the base broker class: the contract that every storage backend fulfils.
+
+Each obligation stands here once. An implementation documents only where it differs, and
+`tests/conformance/test_broker.py` runs over every registered type.
+"""
+
+from __future__ import annotations
+
+import heapq
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from storage.configuration.warnings import ValidationWarning
+from storage.files import FileView, SelfView
+
+if TYPE_CHECKING:
+    from storage.models import ScaleFile
+
+
+class BrokerVolume:
+    """The volume that must be mounted into a container for a broker to work.
+
+    Attributes:
+        driver: what mounts it: None for a host directory, else for instance "nfs".
+        remote_path: what is mounted: an absolute host directory, or `server:/export`.
+        host: whether it is a directory of the host.
+    """
+
+    def __init__(self, driver: str | None, remote_path: str) -> None:
+        self.driver = driver
+        self.remote_path = remote_path
+        self.host = driver is None
+
+    def __repr__(self) -> str:
+        return f"BrokerVolume({self.driver!r}, {self.remote_path!r})"
+
+
+class FileDetails(NamedTuple):
+    """A listed file: its path relative to the workspace, and its size in bytes."""
+
+    file: str
+    size: int
+
+
+class FileDownload(NamedTuple):
+    """A file to download, the absolute local path for it, and whether only a part of it will be read."""
+
+    file: ScaleFile
+    local_path: str
+    partial: bool
+
+
+class FileMove(NamedTuple):
+    """A file to move and its new path relative to the workspace."""
+
+    file: ScaleFile
+    new_path: str
+
+
+class FileUpload(NamedTuple):
+    """A file to upload, its recommended `file_path` in the model, and the absolute local path of the bytes."""
+
+    file: ScaleFile
+    local_path: str
+
+
+class Broker(ABC):
+    """A storage backend: it lists, downloads, uploads, moves and deletes the files of one workspace.
+
+    Common to all operations:
+
+    * `volume_path` is the absolute path at which the broker's volume is mounted, in the view's terms; None for
+      a broker without a volume.
+    * Paths of models are relative to the workspace, in their one canonical spelling (no empty, `.` or `..`
+      component, UTF-8). They cannot lead outside the workspace, whatever links or races are inside it.
+    * Files are touched through `view`: with the caller's paths and the caller's identity.
+    * Items are worked on in order; the first failure is raised. Items before it are done and saved, the failed
+      one and those after it are as they were: nothing half-written stays, under no name.
+    * Errors are `storage.exceptions.StorageError` by kind: InvalidPath, PermissionDenied, ReadOnly, NoSpace,
+      TooLarge, AlreadyExists, BackendUnavailable, Unsupported, and MissingFile where said. Their text is one
+      sentence naming operation and file, never a secret.
+
+    Attributes:
+        view: where local paths and volumes are found, and as whom. The process itself unless set.
+        overwrite: whether downloads, uploads and moves replace a file at their destination (the default), or
+            raise AlreadyExists. A directory is never replaced.
+    """
+
+    def __init__(self, broker_type: str) -> None:
+        self._broker_type = broker_type
+        self._volume: BrokerVolume | None = None
+        self.view: FileView = SelfView()
+        self.overwrite = True
+
+    @property
+    def broker_type(self) -> str:
+        """The type of this broker, as in the configuration's `type`."""
+        return self._broker_type
+
+    @property
+    def volume(self) -> BrokerVolume | None:
+        """The volume that must be mounted for this broker, None if it needs none. Set by `load_configuration`."""
+        return self._volume
+
+    @abstractmethod
+    def load_configuration(self, config: Mapping[str, Any]) -> None:
+        """Take the configuration (the broker part of a workspace's) into use. Touches no backend.
+
+        Raises:
+            InvalidBrokerConfiguration: a key is missing or wrong.
+        """
+
+    @abstractmethod
+    def validate_configuration(self, config: Mapping[str, Any]) -> list[ValidationWarning]:
+        """Check the configuration without taking it into use.
+
+        Returns:
+            What is doubtful; an empty list if nothing is.
+
+        Raises:
+            InvalidBrokerConfiguration: as `load_configuration`.
+        """
+
+    @abstractmethod
+    def list_files(self, volume_path: str | None, recursive: bool) -> Generator[FileDetails, None, None]:
+        """List the workspace's regular files, in no particular order, in constant memory.
+
+        Directories, symbolic links and special files are not listed, nor are unfinished uploads.
+
+        Args:
+            recursive: also the files below directories; otherwise one level.
+        """
+
+    @abstractmethod
+    def download_files(self, volume_path: str | None, file_downloads: Sequence[FileDownload]) -> None:
+        """Make each file available at its local path, in one step; the local directory must exist.
+
+        Raises:
+            MissingFile: a file is not there, or is not a regular file.
+        """
+
+    @abstractmethod
+    def upload_files(self, volume_path: str | None, file_uploads: Sequence[FileUpload]) -> None:
+        """Store each local file under its model's `file_path` (which the broker may alter) and save the model.
+
+        Missing directories are made with mode 0755; the file gets 0644. When it returns the bytes are durable.
+
+        Raises:
+            MissingFile: there is no file at a local path.
+        """
+
+    @abstractmethod
+    def move_files(self, volume_path: str | None, file_moves: Sequence[FileMove]) -> None:
+        """Move each file to its new path, set the model's `file_path` to it, and save the model.
+
+        The source is gone only when the destination is complete. Directories and mode as for uploads.
+
+        Raises:
+            MissingFile: a file is not there, or is not a regular file.
+        """
+
+    @abstractmethod
+    def delete_files(self, volume_path: str | None, files: Sequence[ScaleFile], update_model: bool = True) -> None:
+        """Delete each file, never a directory. A file already gone is no error.
+
+        Args:
+            update_model: set `is_deleted` and `deleted` and save. A model that was never saved and whose file
+                was not there is left alone.
+        """
+
+    def get_file_system_paths(self, volume_path: str | None, files: Sequence[ScaleFile]) -> list[str] | None:
+        """The local path of each file, whether it exists or not; None where the broker has no such paths."""
+        del volume_path, files
+        return None
+
+    def list_under(
+        self, volume_path: str | None, recursive: bool, prefix: str
+    ) -> Generator[FileDetails, None, None]:
+        """As `list_files`, only the paths that `selection` of the prefix takes.
+
+        This general form filters the whole listing; a broker that can start in the middle overrides it.
+        """
+        wanted = Selection(recursive, prefix)
+        for details in self.list_files(volume_path, recursive or "/" in prefix):
+            if wanted.takes(details.file):
+                yield details
+
+    def list_page(
+        self, volume_path: str | None, recursive: bool, *, prefix: str = "", after: str = "", limit: int
+    ) -> list[FileDetails]:
+        """The first `limit` files that sort after `after`, in the byte order of their paths.
+
+        A page goes on from a name, so it stays valid while files come and go. This general form reads the whole
+        listing for a page; a broker that can start in the middle overrides it.
+        """
+        wanted = Selection(recursive, prefix, after)
+        everything = self.list_files(volume_path, recursive or "/" in prefix)
+        taken = (details for details in everything if wanted.takes(details.file))
+        return heapq.nsmallest(limit, taken, key=lambda details: path_order(details.file))
+
+
+def path_order(path: str) -> bytes:
+    """The sort key of listings: the bytes of the path, as S3 orders its keys."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which paths a listing shows, S3's way.
+
+    Attributes:
+        recursive: all levels, otherwise only the one below the last `/` of the prefix.
+        prefix: paths begin with it: `2026/` is a directory's content, `2026/a` what begins so.
+        after: paths sort after it; empty for all.
+    """
+
+    recursive: bool
+    prefix: str = ""
+    after: str = ""
+
+    @property
+    def start(self) -> str:
+        """The deepest directory that holds all that is selected; empty for the workspace itself."""
+        return self.prefix.rpartition("/")[0]
+
+    def takes(self, path: str) -> bool:
+        """Whether the file at `path` is shown."""
+        is_on_level = self.recursive or path.count("/") == self.prefix.count("/")
+        return is_on_level and path.startswith(self.prefix) and path_order(path) > path_order(self.after)
+
+    def enters(self, directory: str) -> bool:
+        """Whether anything below `directory` (a path without final `/`) can be shown."""
+        below = f"{directory}/"
+        if not self.recursive or not below.startswith(self.prefix):
+            return self.prefix.startswith(below)
+        return path_order(below) > path_order(self.after) or self.after.startswith(below)

@@ -1,0 +1,68 @@
+"""What can go wrong with a file, by kind. Callers act on the class (or its `code`), never on the text.
+
+The codes are those of the sidecar's API. `storage.os_errors` translates the kernel's errors into these.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class StorageError(Exception):
+    """Base of every error that a broker raises on purpose. Its text is one sentence for the user."""
+
+    code: ClassVar[str] = "internal-error"
+
+
+class MissingFile(StorageError):
+    """The file is not at its expected place."""
+
+    code = "missing-file"
+
+
+class InvalidPath(StorageError):
+    """The path is malformed, leaves its workspace or root, or does not name what the operation needs."""
+
+    code = "invalid-path"
+
+
+class AlreadyExists(StorageError):
+    """Something that the operation must not replace is at the destination."""
+
+    code = "already-exists"
+
+
+class PermissionDenied(StorageError):
+    """The identity that the operation acts as may not do this."""
+
+    code = "permission-denied"
+
+
+class ReadOnly(StorageError):
+    """The file system or the mount is read-only for this caller."""
+
+    code = "read-only"
+
+
+class NoSpace(StorageError):
+    """The file system or the caller's quota is full."""
+
+    code = "no-space"
+
+
+class TooLarge(StorageError):
+    """The file is larger than the file system or the limit allows."""
+
+    code = "too-large"
+
+
+class BackendUnavailable(StorageError):
+    """The backend does not answer or fails; the same call may succeed later."""
+
+    code = "backend-unavailable"
+
+
+class Unsupported(StorageError):
+    """The backend has no such ability."""
+
+    code = "unsupported"

@@ -1,0 +1,294 @@
+"""The view of files that a broker works through: whose paths these are, and as whom they are touched.
+
+Confinement is by file descriptor. A `Directory` is an open directory, and every path given to it is resolved
+by the kernel with openat2(2), which refuses or scopes whatever would lead outside; nothing here checks a
+string and then uses it. What is changed is changed by (descriptor of the parent, last component), so that a
+directory swapped for a symbolic link in the meantime changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
+from types import TracebackType
+
+from storage import linux
+from storage.exceptions import InvalidPath
+from storage.os_errors import os_errors, quoted
+
+DIRECTORY_MODE = 0o755
+FILE_MODE = 0o644
+
+# Names of unfinished files. Never listed, never accepted as a workspace path.
+TEMPORARY_PREFIX = ".brokervol-"
+
+_O_DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW
+
+# The kernel's own pseudo-files are no data, and `/proc/self` would be the server instead of the caller:
+# linux/magic.h names of proc, sysfs, cgroup, cgroup2, debugfs, tracefs, securityfs, bpf, configfs, efivarfs.
+_PSEUDO_FILE_SYSTEMS = frozenset(
+    (
+        0x9FA0,
+        0x62656572,
+        0x27E0EB,
+        0x63677270,
+        0x64626720,
+        0x74726163,
+        0x73636673,
+        0xCAFE4A11,
+        0x62656570,
+        0xDE5E81E4,
+    )
+)
+
+
+class Directory:
+    """An open directory that confines the paths resolved below it. Closed by `close` or as a context.
+
+    Args:
+        fd: descriptor of the directory, owned from now on.
+        resolve: `linux.RESOLVE_*` flags for every resolution below it.
+    """
+
+    def __init__(self, fd: int, resolve: int) -> None:
+        self.fd = fd
+        self.resolve = resolve | linux.RESOLVE_NO_MAGICLINKS
+
+    def __enter__(self) -> Directory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def open(self, path: str, flags: int, mode: int = 0) -> int:
+        """A new descriptor for `path` below this directory; see openat2(2) for the errors."""
+        return linux.openat2(self.fd, path or ".", flags, self.resolve, mode)
+
+    def directory(self, path: str) -> Directory:
+        """The directory at `path` below this one, itself confining."""
+        return Directory(self.open(path, os.O_PATH | os.O_DIRECTORY), self.resolve)
+
+    def open_regular(self, path: str) -> int:
+        """A descriptor for reading the regular file at `path`, symbolic links followed within the limits.
+
+        Opened without side effects first, so that a FIFO cannot block and a device is not touched.
+
+        Raises:
+            InvalidPath: it is not a regular file, or one of the kernel's pseudo-files.
+            OSError: it cannot be opened.
+        """
+        found = self.open(path, os.O_PATH)
+        try:
+            if not stat.S_ISREG(os.fstat(found).st_mode):
+                raise InvalidPath(f"{quoted(path)} is not a regular file")
+            if linux.file_system_type(found) in _PSEUDO_FILE_SYSTEMS:
+                raise InvalidPath(f"{quoted(path)} is a pseudo-file of the kernel, not data")
+            return os.open(f"/proc/self/fd/{found}", os.O_RDONLY)
+        finally:
+            os.close(found)
+
+    def stat(self, path: str, *, follow: bool = True) -> os.stat_result:
+        """The status of what `path` leads to within the limits, or with `follow` false of a final link itself."""
+        found = self.open(path, os.O_PATH if follow else os.O_PATH | os.O_NOFOLLOW)
+        try:
+            return os.fstat(found)
+        finally:
+            os.close(found)
+
+    @contextmanager
+    def parent(self, path: str, *, create: bool = False) -> Iterator[tuple[Directory, str]]:
+        """The directory that holds the last component of `path`, and that component.
+
+        Args:
+            create: make the missing directories (mode 0755); those are removed again, if still empty, when the
+                block fails.
+        """
+        head, _, name = path.rpartition("/")
+        made: list[tuple[int, str]] = []
+        try:
+            with self._made(head, made) if create else self.directory(head) as found:
+                yield found, name
+        except BaseException:
+            _remove_made(made)
+            raise
+        finally:
+            for fd, _ in made:
+                os.close(fd)
+
+    def _made(self, path: str, made: list[tuple[int, str]]) -> Directory:
+        """The directory at `path`; what had to be made is appended to `made` as (parent descriptor, name)."""
+        try:
+            return self.directory(path)
+        except FileNotFoundError:
+            pass
+        head, _, name = path.rpartition("/")
+        with self._made(head, made) as above:
+            _make_directory(above, name, made)
+            return above.directory(name)
+
+    def scan(self, path: str, batch: int = 1000) -> Generator[list[os.DirEntry[str]], None, None]:
+        """The entries of the directory at `path`, unsorted, at most `batch` at a time."""
+        readable = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with os.scandir(readable) as entries:
+                while chunk := list(islice(entries, batch)):
+                    yield chunk
+        finally:
+            os.close(readable)
+
+    def sync(self) -> None:
+        """Make the names in this directory durable, as far as the caller may read it."""
+        with contextlib.suppress(PermissionError):
+            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.fd)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+
+class FileView(ABC):
+    """Where a caller's paths lead, and the identity that touches them.
+
+    Everything that reads or changes files happens inside `acting()`; nothing else does (in particular no
+    database call), since the caller's identity may not read our own files.
+    """
+
+    @abstractmethod
+    def acting(self) -> AbstractContextManager[None]:
+        """Take the caller's file-system identity on this thread for the block; always given back at its end."""
+
+    @abstractmethod
+    def open_root(self) -> Directory:
+        """The caller's root directory: absolute local paths are resolved in it and cannot leave it."""
+
+    @abstractmethod
+    def open_workspace(self, volume_path: str) -> Directory:
+        """The workspace mounted at `volume_path`; paths below it cannot leave it.
+
+        Raises:
+            BackendUnavailable, InvalidPath, PermissionDenied: it cannot be opened as the caller.
+        """
+
+    def open_local(self, path: str) -> int:
+        """A descriptor for reading the caller's regular file at the absolute `path`. Call inside `acting()`."""
+        with self.open_root() as root:
+            return root.open_regular(_below_root(path))
+
+    @contextmanager
+    def local_parent(self, path: str) -> Iterator[tuple[Directory, str]]:
+        """The existing directory of the caller's `path`, and its last component. Call inside `acting()`."""
+        with self.open_root() as root, root.parent(_below_root(path)) as found:
+            yield found
+
+
+class SelfView(FileView):
+    """The process's own files and identity: a library used alone, or a sidecar sharing its task's volumes."""
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        yield
+
+    def open_root(self) -> Directory:
+        return Directory(os.open("/", os.O_PATH | os.O_DIRECTORY), linux.RESOLVE_IN_ROOT)
+
+    def open_workspace(self, volume_path: str) -> Directory:
+        with os_errors(f"open the workspace at {quoted(volume_path)}", missing=InvalidPath):
+            return Directory(os.open(volume_path, os.O_PATH | os.O_DIRECTORY), WORKSPACE_RESOLVE)
+
+
+# A mount inside a workspace belongs to another workspace or to nobody: it is not entered.
+WORKSPACE_RESOLVE = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_XDEV
+
+
+def check_file_path(path: str, field: str = "file_path") -> None:
+    """Refuse a workspace path that is not relative and in its one canonical spelling.
+
+    The kernel confines paths in any case; this keeps one name for one file, in the catalog and across
+    backends.
+
+    Raises:
+        InvalidPath: naming the field and what is accepted.
+    """
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidPath(f"{field} {quoted(path)} is not valid UTF-8 text") from None
+    parts = path.split("/")
+    if "\0" in path:
+        raise InvalidPath(f"{field} {quoted(path)} holds a NUL byte")
+    if any(part in ("", ".", "..") for part in parts):
+        raise InvalidPath(
+            f"{field} {quoted(path)} must be relative to the workspace, without empty, '.' or '..' components"
+        )
+    if any(part.startswith(TEMPORARY_PREFIX) for part in parts):
+        raise InvalidPath(
+            f"{field} {quoted(path)}: names that begin {TEMPORARY_PREFIX!r} are kept for unfinished files"
+        )
+
+
+def check_prefix(prefix: str) -> None:
+    """Refuse a listing's prefix whose directories are not a canonical workspace path.
+
+    Raises:
+        InvalidPath: naming what is accepted.
+    """
+    directory = prefix.rpartition("/")[0]
+    if directory or prefix.startswith("/"):
+        check_file_path(directory, "prefix")
+    if "\0" in prefix:
+        raise InvalidPath(f"prefix {quoted(prefix)} holds a NUL byte")
+
+
+def check_local_path(path: str) -> None:
+    """Refuse a local path that is not absolute or names no file.
+
+    Raises:
+        InvalidPath: naming what is accepted.
+    """
+    if "\0" in path:
+        raise InvalidPath(f"local_path {quoted(path)} holds a NUL byte")
+    if not path.startswith("/"):
+        raise InvalidPath(f"local_path {quoted(path)} must be absolute")
+    if path.rpartition("/")[2] in ("", ".", ".."):
+        raise InvalidPath(f"local_path {quoted(path)} must end in a file name")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise InvalidPath(f"local_path {quoted(path)} cannot be a file name") from None
+
+
+def _below_root(path: str) -> str:
+    return path.lstrip("/")
+
+
+def _make_directory(above: Directory, name: str, made: list[tuple[int, str]]) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, DIRECTORY_MODE, dir_fd=above.fd)
+        made.append((os.dup(above.fd), name))
+        fd = os.open(name, os.O_RDONLY | _O_DIRECTORY, dir_fd=above.fd)
+        try:
+            os.fchmod(fd, DIRECTORY_MODE)  # the umask may have taken bits away
+        finally:
+            os.close(fd)
+
+
+def _remove_made(made: list[tuple[int, str]]) -> None:
+    for fd, name in reversed(made):
+        with contextlib.suppress(OSError):  # somebody else uses it by now
+            os.rmdir(name, dir_fd=fd)
+
+
+def is_gone(error: OSError) -> bool:
+    """Whether the error says that nothing is at the path."""
+    return error.errno in (errno.ENOENT, errno.ENOTDIR)
