@@ -1,0 +1,190 @@
+"""Who is calling, as the kernel says, and the view of files that makes us act as them.
+
+Authority follows the caller: its paths are resolved in its own root directory, its mounts decide what is
+read-only, and system calls run with its file-system user, groups and capabilities. Nothing the caller sends
+is believed. A process that exits ends its authority, also when its pid is used again: every look at it goes
+through descriptors (pidfd, /proc/<pid>) that belong to that one process.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import NoReturn
+
+import structlog
+
+from storage import linux
+from storage.exceptions import InvalidPath, PermissionDenied
+from storage.files import WORKSPACE_RESOLVE, Directory, FileView
+from storage.mountinfo import Mount, read_mounts
+from storage.os_errors import os_errors, quoted
+
+log = structlog.get_logger()
+
+# asm-generic/socket.h; Python 3.11 does not name it.
+_SO_PEERPIDFD = 77
+
+# The capabilities that let a process pass file permissions: of those, a caller lends us what it has itself.
+_FILE_CAPABILITIES = sum(
+    1 << capability
+    for capability in (
+        linux.CAP_CHOWN,
+        linux.CAP_DAC_OVERRIDE,
+        linux.CAP_DAC_READ_SEARCH,
+        linux.CAP_FOWNER,
+        linux.CAP_FSETID,
+    )
+)
+
+_EXIT_IDENTITY_LOST = 70
+
+
+class CallerGone(PermissionDenied):
+    """The process that connected has exited, and its authority with it."""
+
+
+class Caller:
+    """One connected process: its identity at connect time, and descriptors of that very process.
+
+    Attributes:
+        pid, uid, gid: as this process's namespaces show them.
+        groups: supplementary groups.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        """Ask the kernel about the peer of `connection`.
+
+        Raises:
+            CallerGone: it has exited.
+            PermissionDenied: it cannot be seen from here (no host pid namespace).
+        """
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        self.pid, self.uid, self.gid = struct.unpack("iII", credentials)
+        if self.pid <= 0:
+            raise PermissionDenied("the caller is in a pid namespace that the sidecar cannot see")
+        try:
+            self.groups = linux.peer_groups(connection.fileno())
+        except OSError as error:
+            raise PermissionDenied(f"the kernel does not tell the caller's groups: {error.strerror}") from error
+        self._pidfd = _peer_pidfd(connection, self.pid)
+        try:
+            self._proc = os.open(f"/proc/{self.pid}", os.O_PATH | os.O_DIRECTORY)
+        except OSError as error:
+            os.close(self._pidfd)
+            raise CallerGone("the calling process has exited") from error
+        try:
+            self.check_alive()  # so /proc/<pid> is of the process that the pidfd is of
+        except CallerGone:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        os.close(self._pidfd)
+        os.close(self._proc)
+
+    def check_alive(self) -> None:
+        """Raise `CallerGone` if the process has exited."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        if poll.poll(0):
+            raise CallerGone("the calling process has exited")
+
+    def open_root(self) -> int:
+        """A descriptor of the process's root directory, in its mount namespace."""
+        self.check_alive()
+        return os.open("root", os.O_PATH | os.O_DIRECTORY, dir_fd=self._proc)
+
+    def mounts(self) -> list[Mount]:
+        """The process's mounts, mountpoints relative to its root."""
+        self.check_alive()
+        return read_mounts(f"/proc/self/fd/{self._proc}/mountinfo")
+
+    def file_capabilities(self) -> int:
+        """The capabilities over files that the process has now; none if they count only in its user namespace."""
+        ours, theirs = os.stat("/proc/self/ns/user"), os.stat("ns/user", dir_fd=self._proc)
+        if (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino):
+            return 0
+        with open(f"/proc/self/fd/{self._proc}/status", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.startswith("CapEff:"):
+                    return int(line.split()[1], 16) & _FILE_CAPABILITIES
+        return 0
+
+    @contextmanager
+    def identity(self) -> Iterator[None]:
+        """Run the block with the caller's file-system identity on this thread; ours is back at its end."""
+        lent = self.file_capabilities()
+        own_groups = os.getgroups()
+        effective, permitted, inheritable = linux.capabilities()
+        try:
+            linux.set_thread_groups(self.groups)
+            linux.set_fs_ids(self.uid, self.gid)
+            linux.set_capabilities(lent & permitted, permitted, inheritable)
+            yield
+        finally:
+            try:
+                linux.set_capabilities(effective, permitted, inheritable)
+                linux.set_thread_groups(own_groups)
+                linux.set_fs_ids(os.geteuid(), os.getegid())
+                # Changing the file-system user changed the effective set once more.
+                linux.set_capabilities(effective, permitted, inheritable)
+            except BaseException as error:  # a thread with a stranger's identity must not go on
+                _give_up(error)
+
+
+class CallerView(FileView):
+    """The files as the caller sees them, touched as the caller. One per request; close it at its end."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        with os_errors("look at the caller's files"):
+            self._root = caller.open_root()
+            try:
+                self.mounts = caller.mounts()
+            except BaseException:
+                os.close(self._root)
+                raise
+
+    def close(self) -> None:
+        os.close(self._root)
+
+    def acting(self) -> AbstractContextManager[None]:
+        return self._caller.identity()
+
+    def open_root(self) -> Directory:
+        return Directory(os.dup(self._root), linux.RESOLVE_IN_ROOT)
+
+    def open_workspace(self, volume_path: str) -> Directory:
+        """The workspace, through the mount that the caller's mountinfo showed at `volume_path` and no other."""
+        with (
+            self.open_root() as root,
+            os_errors(f"open the workspace at {quoted(volume_path)}", missing=InvalidPath),
+        ):
+            fd = root.open(volume_path.lstrip("/"), os.O_PATH | os.O_DIRECTORY)
+        directory = Directory(fd, WORKSPACE_RESOLVE)
+        wanted = {mount.mount_id for mount in self.mounts if mount.mountpoint == volume_path}
+        if linux.mount_id(fd) not in wanted:
+            directory.close()
+            raise InvalidPath(f"something else is mounted at {quoted(volume_path)} now")
+        return directory
+
+
+def _peer_pidfd(connection: socket.socket, pid: int) -> int:
+    try:
+        return connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:  # before Linux 6.5
+        pass
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        raise CallerGone("the calling process has exited") from error
+
+
+def _give_up(error: BaseException) -> NoReturn:
+    log.critical("a thread could not drop its caller's identity; ending the process", error=str(error))
+    os._exit(_EXIT_IDENTITY_LOST)

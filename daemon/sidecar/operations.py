@@ -1,0 +1,204 @@
+"""The broker's operations, item by item, with the catalog: what a batch does, apart from how it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import structlog
+
+from sidecar import requests
+from sidecar.errors import STATUS_OF_CODE, UnknownWorkspace
+from sidecar.workspaces import Holding, Session
+from storage.brokers.broker import Broker, FileDownload, FileMove, FileUpload
+from storage.catalog import Catalog
+from storage.exceptions import InvalidPath, MissingFile, ReadOnly, StorageError
+from storage.models import ScaleFile
+from storage.os_errors import quoted
+
+log = structlog.get_logger()
+
+
+class _Named(Protocol):
+    @property
+    def label(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=_Named)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one item of a batch."""
+
+    file_path: str
+    status: str
+    file: ScaleFile | None = None
+    error: tuple[str, str] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"file_path": self.file_path, "status": self.status}
+        if self.file is not None:
+            found["file"] = record(self.file)
+        if self.error is not None:
+            found["error"] = {"code": self.error[0], "detail": self.error[1]}
+        return found
+
+
+class Workspace:
+    """One workspace that the caller holds, open for one request."""
+
+    def __init__(self, session: Session, name: str, catalog: Catalog) -> None:
+        """Take the caller's holding of the name.
+
+        Raises:
+            UnknownWorkspace: the caller holds none of it.
+        """
+        holding = session.holdings.get(name)
+        if holding is None:
+            raise UnknownWorkspace(f"there is no workspace {quoted(name)} here; GET /v1/workspaces lists yours")
+        self.holding = holding
+        self.broker: Broker = holding.broker(session.view)
+        self._catalog = catalog
+
+    def download(self, batch: requests.Downloads) -> Iterator[Outcome]:
+        self.broker.overwrite = batch.overwrite
+
+        def one(item: requests.Download) -> ScaleFile:
+            file = self._file(item)
+            self.broker.download_files(self._volume_path, [FileDownload(file, item.local_path, item.partial)])
+            return file
+
+        return _outcomes(batch.files, one, batch.on_error)
+
+    def upload(self, batch: requests.Uploads) -> Iterator[Outcome]:
+        self.broker.overwrite = batch.overwrite
+
+        def one(item: requests.Upload) -> ScaleFile:
+            self._check_writable()
+            file = self._file(requests.FileName(file_path=item.file_path))
+            file = replace(file, media_type=item.media_type or file.media_type)
+            self.broker.upload_files(self._volume_path, [FileUpload(file, item.local_path)])
+            return file
+
+        return _outcomes(batch.files, one, batch.on_error)
+
+    def move(self, batch: requests.Moves) -> Iterator[Outcome]:
+        self.broker.overwrite = batch.overwrite
+
+        def one(item: requests.Move) -> ScaleFile:
+            self._check_writable()
+            file = self._file(item)
+            self.broker.move_files(self._volume_path, [FileMove(file, item.new_path)])
+            return file
+
+        return _outcomes(batch.files, one, batch.on_error)
+
+    def delete(self, batch: requests.Deletes) -> Iterator[Outcome]:
+        def one(item: requests.Delete) -> ScaleFile:
+            self._check_writable()
+            file = self._file(item)
+            self.broker.delete_files(self._volume_path, [file], update_model=batch.update_model)
+            return file
+
+        return _outcomes(batch.files, one, batch.on_error)
+
+    def paths(self, query: requests.Paths) -> list[str] | None:
+        return self.broker.get_file_system_paths(self._volume_path, [self._file(name) for name in query.files])
+
+    def describe(self) -> dict[str, Any]:
+        return describe(self.holding, self.broker)
+
+    def health(self) -> dict[str, Any]:
+        """Whether the caller can reach the workspace now."""
+        try:
+            self.broker.list_page(self._volume_path, False, limit=1)
+        except StorageError as error:
+            return {"status": "unreachable", "code": error.code, "detail": str(error)}
+        return {"status": "healthy"}
+
+    @property
+    def _volume_path(self) -> str | None:
+        return self.holding.volume_path
+
+    def _check_writable(self) -> None:
+        # The kernel would refuse too, but not where there is nothing to do (a file already gone), and then the
+        # catalog would be changed by a caller that may not.
+        if self.holding.is_read_only:
+            raise ReadOnly(f"workspace {quoted(self.holding.name)} is mounted read-only for you")
+
+    def _file(self, name: requests.FileName) -> ScaleFile:
+        """The record of a file, or a new unsaved one for a path that has none yet."""
+        workspace = self.holding.name
+        if name.file_path is not None:
+            _check_text(name.file_path)
+            return self._catalog.find_path(workspace, name.file_path) or ScaleFile(
+                file_path=name.file_path, workspace=workspace
+            )
+        if name.id is not None:
+            found = self._catalog.find_id(workspace, name.id)
+        else:
+            found = self._catalog.find_uuid(workspace, name.uuid or "")
+        if found is None:
+            raise MissingFile(f"no record of workspace {quoted(workspace)} has {name.label}")
+        return found
+
+
+def describe(holding: Holding, broker: Broker) -> dict[str, Any]:
+    """A workspace as the API shows it."""
+    volume = broker.volume
+    return {
+        "name": holding.name,
+        "broker_type": broker.broker_type,
+        "volume_path": holding.volume_path,
+        "read_only": holding.is_read_only,
+        "volume": None if volume is None else {"driver": volume.driver, "remote_path": volume.remote_path},
+    }
+
+
+def record(file: ScaleFile) -> dict[str, Any]:
+    """A record as the API shows it: times in RFC 3339; identifiers are null for a file not in the catalog."""
+    is_saved = file.id is not None
+    return {
+        "id": file.id,
+        "uuid": file.uuid if is_saved else None,
+        "file_name": file.file_name,
+        "file_path": file.file_path,
+        "file_size": file.file_size,
+        "media_type": file.media_type,
+        "workspace": file.workspace,
+        "is_deleted": file.is_deleted,
+        "deleted": file.deleted.isoformat() if file.deleted else None,
+        "created": file.created.isoformat() if is_saved else None,
+        "last_modified": file.last_modified.isoformat() if is_saved else None,
+    }
+
+
+def _outcomes(items: Iterable[Item], work: Callable[[Item], ScaleFile], on_error: str) -> Iterator[Outcome]:
+    """Work on the items in order; after a failure the rest is skipped unless told to continue."""
+    stopped = False
+    for item in items:
+        if stopped:
+            yield Outcome(item.label, "skipped")
+            continue
+        try:
+            yield Outcome(item.label, "done", file=work(item))
+        except Exception as error:
+            yield Outcome(item.label, "failed", error=_told(error))
+            stopped = on_error == "stop"
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    """Code and detail of a failure. What was not foreseen is logged in full and told without its insides."""
+    if isinstance(error, StorageError) and error.code in STATUS_OF_CODE and error.code != "internal-error":
+        return error.code, str(error)
+    log.error("operation failed unexpectedly", exc_info=error)
+    return "internal-error", "the sidecar failed; its log says why"
+
+
+def _check_text(file_path: str) -> None:
+    try:
+        file_path.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidPath(f"file_path {quoted(file_path)} is not valid UTF-8 text") from None
