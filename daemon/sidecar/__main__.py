@@ -60,7 +60,8 @@ def _serve(options: argparse.Namespace) -> None:
     application = create_app(workspaces, files)
     directory = os.path.dirname(os.path.abspath(options.listen))
     os.makedirs(directory, mode=0o755, exist_ok=True)
-    write_client(directory)
+    if directory == _volume_directory(options.root):  # elsewhere the directory is not ours to fill
+        write_client(directory)
     server = UnixServer(
         options.listen,
         application,
@@ -130,8 +131,13 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         help="least severity to log [LOG_LEVEL] (%(default)s)",
     )
     options = parser.parse_args(argv)
-    options.listen = options.listen or os.path.join(options.root, "sidecar", "broker.sock")
+    options.listen = options.listen or os.path.join(_volume_directory(options.root), "broker.sock")
     return options
+
+
+def _volume_directory(root: str) -> str:
+    """The directory that volumes of type sidecar show."""
+    return os.path.join(os.path.abspath(root), "sidecar")
 
 
 if __name__ == "__main__":

@@ -138,10 +138,17 @@ class Caller:
 
 
 class CallerView(FileView):
-    """The files as the caller sees them, touched as the caller. One per request; close it at its end."""
+    """The files as the caller sees them, touched as the caller. One per request; close it at its end.
+
+    Attributes:
+        mounts: the caller's mounts when the request began.
+        held: the mount through which each workspace is held, by mountpoint. Whoever decides what is held sets
+            it, and a workspace is opened through that mount or not at all.
+    """
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
+        self.held: dict[str, Mount] = {}
         with os_errors("look at the caller's files"):
             self._root = caller.open_root()
             try:
@@ -160,17 +167,13 @@ class CallerView(FileView):
         return Directory(os.dup(self._root), linux.RESOLVE_IN_ROOT)
 
     def open_workspace(self, volume_path: str) -> Directory:
-        """The workspace, through the mount that the caller's mountinfo showed at `volume_path` and no other."""
-        with (
-            self.open_root() as root,
-            os_errors(f"open the workspace at {quoted(volume_path)}", missing=InvalidPath),
-        ):
+        subject = f"open the workspace at {quoted(volume_path)}"
+        with self.open_root() as root, os_errors(subject, missing=InvalidPath):
             fd = root.open(volume_path.lstrip("/"), os.O_PATH | os.O_DIRECTORY)
         directory = Directory(fd, WORKSPACE_RESOLVE)
-        wanted = {mount.mount_id for mount in self.mounts if mount.mountpoint == volume_path}
-        if linux.mount_id(fd) not in wanted:
+        if linux.mount_id(fd) != self.held[volume_path].mount_id:
             directory.close()
-            raise InvalidPath(f"something else is mounted at {quoted(volume_path)} now")
+            raise InvalidPath(f"{subject}: something else is mounted there now")
         return directory
 
 

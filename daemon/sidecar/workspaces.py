@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,19 +85,22 @@ class CallerWorkspaces(Workspaces):
     def session(self, connection: Connection) -> Session:
         view = CallerView(_caller(connection))
         try:
-            return Session(self._held(view.mounts), view)
+            return Session(self._held(view), view)
         except BaseException:
             view.close()
             raise
 
-    def _held(self, callers_mounts: Iterable[Mount]) -> dict[str, Holding]:
+    def _held(self, view: CallerView) -> dict[str, Holding]:
         own_mounts = read_mounts()
+        visible = {mount.mountpoint: mount for mount in view.mounts}.values()  # a later mount covers an earlier
         holdings = {}
         for definition in self._current():
             token = mount_at(own_mounts, mountpoint(self._root, definition.name))
-            found = [mount for mount in callers_mounts if token and mount.shows_same_as(token)]
+            found = [mount for mount in visible if token and mount.shows_same_as(token)]
             if found:
-                holdings[definition.name] = _holding(definition, found)
+                mount = min(found, key=lambda mount: mount.is_read_only)  # one that can be written, if there is
+                view.held[mount.mountpoint] = mount
+                holdings[definition.name] = _holding(definition, mount)
         return holdings
 
     def _current(self) -> list[Definition]:
@@ -159,9 +162,7 @@ def _self_holding(path: str, name: str, entry: object) -> Holding:
         ) from error
 
 
-def _holding(definition: Definition, mounts: list[Mount]) -> Holding:
-    """The holding by the most useful of several mounts: the first that can be written, else the first."""
-    mount = min(mounts, key=lambda found: found.is_read_only)
+def _holding(definition: Definition, mount: Mount) -> Holding:
     configuration = {key: value for key, value in definition.options.items() if key not in _VOLUME_OPTIONS}
     return Holding(definition.name, configuration, mount.mountpoint, mount.is_read_only)
 

@@ -28,6 +28,9 @@ FILE_MODE = 0o644
 # Names of unfinished files. Never listed, never accepted as a workspace path.
 TEMPORARY_PREFIX = ".brokervol-"
 
+_LONGEST_NAME = 255  # NAME_MAX
+_LONGEST_PATH = 4095  # PATH_MAX, less the final NUL
+
 _O_DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW
 
 # The kernel's own pseudo-files are no data, and `/proc/self` would be the server instead of the caller:
@@ -221,10 +224,12 @@ def check_file_path(path: str, field: str = "file_path") -> None:
         InvalidPath: naming the field and what is accepted.
     """
     try:
-        path.encode("utf-8")
+        encoded = path.encode("utf-8")
     except UnicodeEncodeError:
         raise InvalidPath(f"{field} {quoted(path)} is not valid UTF-8 text") from None
     parts = path.split("/")
+    if len(encoded) > _LONGEST_PATH or any(len(part) > _LONGEST_NAME for part in encoded.split(b"/")):
+        raise InvalidPath(f"{field} {quoted(path)} is too long: a name has at most 255 bytes, a path 4095")
     if "\0" in path:
         raise InvalidPath(f"{field} {quoted(path)} holds a NUL byte")
     if any(part in ("", ".", "..") for part in parts):

@@ -1,0 +1,79 @@
+"""The real sidecar process: in its own view, or acting as callers with volumes mounted in a private namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lab.processes import Running, running
+from storage.definitions import Definition, DefinitionStore, definitions_path, mountpoint, utc_now
+
+# Binds each volume where the driver would, in a mount namespace that ends with the process.
+_BIND_AND_RUN = """
+set -eu
+count=$1; shift
+while [ "$count" -gt 0 ]; do mount --bind "$1" "$2"; shift 2; count=$((count - 1)); done
+exec "$@"
+"""
+
+
+@contextlib.contextmanager
+def self_sidecar(directory: Path, workspaces: Mapping[str, Any]) -> Iterator[Running]:
+    """A sidecar with `--view self` over the given workspace configurations; its socket is `.socket`."""
+    file = directory / "workspaces.json"
+    file.write_text(json.dumps(workspaces))
+    options = ["--view", "self", "--workspaces", str(file), "--root", str(directory / "root")]
+    with _started(directory, [], options) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def caller_sidecar(directory: Path, volumes: Mapping[str, Path]) -> Iterator[Running]:
+    """A sidecar that acts as its callers, with the given host directories as volumes. Needs root."""
+    root = directory / "root"
+    (root / ".state").mkdir(parents=True, exist_ok=True)
+    binds = []
+    with DefinitionStore(definitions_path(str(root))) as definitions:
+        for name, source in volumes.items():
+            options = {"type": "host", "host_path": str(source)}
+            definitions.save(Definition(name, options, utc_now()))
+            place = mountpoint(str(root), name)
+            os.makedirs(place, exist_ok=True)
+            binds += [str(source), place]
+        definitions.save(Definition("broker", {"type": "sidecar"}, utc_now()))
+    prefix = ["unshare", "--mount", "--propagation", "private"]
+    prefix += ["sh", "-c", _BIND_AND_RUN, "sh", str(len(volumes)), *binds]
+    with _started(directory, prefix, ["--root", str(root)]) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def _started(directory: Path, prefix: list[str], options: list[str]) -> Iterator[Running]:
+    socket = directory / "root" / "sidecar" / "broker.sock"
+    command = [*prefix, sys.executable, "-m", "sidecar", "--listen", str(socket), *options]
+    with running(command, {}, str(socket)) as found:
+        yield found
+
+
+def thread_identities(pid: int) -> set[tuple[str, ...]]:
+    """(users, groups, supplementary groups, effective capabilities) of every thread: one, if none is stuck."""
+    found = set()
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/task/{thread}/status") as lines:
+            wanted = ("Uid:", "Gid:", "Groups:", "CapEff:")
+            found.add(tuple(" ".join(line.split()) for line in lines if line.startswith(wanted)))
+    return found
+
+
+def descriptors(pid: int) -> int:
+    """How many descriptors the process has open, its pool of database connections apart."""
+    found = 0
+    for descriptor in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found += ".sqlite" not in os.readlink(f"/proc/{pid}/fd/{descriptor}")
+    return found
