@@ -29,11 +29,17 @@ _LONGEST_SOCKET_PATH = 107
 
 
 class Connection(cheroot_server.HTTPConnection):
-    """One client's connection. `on_close` callbacks run once, when it ends."""
+    """One client's connection.
+
+    Attributes:
+        on_close: callbacks that run once, when the connection ends.
+        peer: for the application to keep what it found out about the client.
+    """
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.on_close: list[Callable[[], None]] = []
+        self.peer: Any = None
         self.has_waited = False
 
     def is_peer_gone(self) -> bool:
@@ -83,9 +89,7 @@ class UnixServer(wsgi.Server):
         max_body_bytes: int,
     ) -> None:
         if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
-            raise OSError(
-                f"the socket path {path} is longer than the {_LONGEST_SOCKET_PATH} bytes Linux allows"
-            )
+            raise OSError(f"the socket path {path} is longer than the {_LONGEST_SOCKET_PATH} bytes Linux allows")
         super().__init__(
             path,
             application,
@@ -129,10 +133,15 @@ class UnixServer(wsgi.Server):
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT; calls in flight are finished first. Needs the main thread."""
 
+        stopping: list[threading.Thread] = []
+
         def stop(*_: object) -> None:
-            threading.Thread(target=self.stop, name="stop").start()
+            stopping.append(threading.Thread(target=self.stop, name="stop"))
+            stopping[-1].start()
 
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signal_number, stop)
         self.serve()
         self.stop()
+        for thread in stopping:  # only then may the caller close what the calls in flight work with
+            thread.join()
