@@ -97,7 +97,7 @@ class Directory:
                 raise InvalidPath(f"{quoted(path)} is not a regular file")
             if linux.file_system_type(found) in _PSEUDO_FILE_SYSTEMS:
                 raise InvalidPath(f"{quoted(path)} is a pseudo-file of the kernel, not data")
-            return os.open(f"/proc/self/fd/{found}", os.O_RDONLY)
+            return linux.reopen(found, os.O_RDONLY)
         finally:
             os.close(found)
 
@@ -131,14 +131,22 @@ class Directory:
 
     def _made(self, path: str, made: list[tuple[int, str]]) -> Directory:
         """The directory at `path`; what had to be made is appended to `made` as (parent descriptor, name)."""
-        try:
-            return self.directory(path)
-        except FileNotFoundError:
-            pass
-        head, _, name = path.rpartition("/")
-        with self._made(head, made) as above:
-            _make_directory(above, name, made)
-            return above.directory(name)
+        names = path.split("/") if path else []
+        missing: list[str] = []
+        while True:  # upwards to the deepest directory that is there
+            try:
+                found = self.directory("/".join(names))
+                break
+            except FileNotFoundError:
+                if not names:
+                    raise
+                missing.append(names.pop())
+        while missing:
+            with found as above:
+                name = missing.pop()
+                _make_directory(above, name, made)
+                found = above.directory(name)
+        return found
 
     def scan(self, path: str, batch: int = 1000) -> Generator[list[os.DirEntry[str]], None, None]:
         """The entries of the directory at `path`, unsorted, at most `batch` at a time."""

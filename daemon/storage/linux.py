@@ -74,14 +74,60 @@ def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> 
     raise OSError(errno.EXDEV, "the path kept changing while it was resolved", path)
 
 
+_SYS_STATX = {"x86_64": 332, "aarch64": 291}.get(os.uname().machine, -1)
+_STATX_MNT_ID = 0x1000
+_OFFSET_OF_MNT_ID = 144  # struct statx of linux/stat.h
+
+
 def mount_id(fd: int) -> int:
     """The id of the mount that `fd` was opened through, as mountinfo's first field shows it."""
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
-        for line in lines:
-            key, _, value = line.partition(":")
-            if key == "mnt_id":
-                return int(value)
-    raise OSError(errno.ENOTSUP, "the kernel does not tell mount ids in fdinfo")
+    buffer = ctypes.create_string_buffer(256)
+    syscall(
+        _SYS_STATX,
+        ctypes.c_int(fd),
+        ctypes.c_char_p(b""),
+        ctypes.c_int(AT_EMPTY_PATH),
+        ctypes.c_uint(_STATX_MNT_ID),
+        buffer,
+    )
+    mask = ctypes.c_uint32.from_buffer(buffer).value
+    if not mask & _STATX_MNT_ID:
+        raise OSError(errno.ENOTSUP, "the kernel does not tell mount ids (Linux 5.8 does)")
+    return int(ctypes.c_uint64.from_buffer(buffer, _OFFSET_OF_MNT_ID).value)
+
+
+class _OwnDescriptors:
+    """/proc/self/fd, held open: a thread with a caller's identity may not be able to walk there from `/`.
+
+    (In a managed plugin it cannot: the engine makes the root directory of plugins with mode 0700.)
+    """
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self.open()
+        os.register_at_fork(after_in_child=self.open)  # it is the descriptors of the process that opened it
+
+    def open(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
+
+
+_own_descriptors = _OwnDescriptors()
+
+
+def reopen(fd: int, flags: int) -> int:
+    """A new descriptor, with `flags`, of the very file that `fd` (which may be O_PATH) is of.
+
+    Raises:
+        OSError: EACCES where this thread's identity may not open the file so.
+    """
+    return os.open(str(fd), flags, dir_fd=_own_descriptors.fd)
+
+
+def change_mode(fd: int, mode: int) -> None:
+    """fchmod(2) that also takes an O_PATH descriptor."""
+    os.chmod(str(fd), mode, dir_fd=_own_descriptors.fd)
 
 
 def file_system_type(fd: int) -> int:

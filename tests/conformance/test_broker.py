@@ -129,6 +129,18 @@ def test_upload_stores_the_bytes_with_mode_0644_in_made_directories(backend: Bac
     assert (file.file_size, file.file_name) == (5, "c.txt")
 
 
+def test_upload_makes_and_on_failure_removes_a_thousand_directories(backend: Backend) -> None:
+    deep = "/".join(["d"] * 1500)
+    with pytest.raises(InvalidPath):
+        backend.attempt("upload", f"{deep}/{'x' * 250}/a\0b")
+    (backend.disk / "f").touch()
+    with pytest.raises(MissingFile):
+        backend.move(ScaleFile(file_path="gone"), f"{deep}/f")
+    assert os.listdir(backend.disk) == ["f"]
+    backend.upload(f"{deep}/f", "x")
+    assert (backend.disk / deep / "f").read_text() == "x"
+
+
 def test_upload_replaces_a_file_whole_and_keeps_its_record(backend: Backend, records: Catalog) -> None:
     first = backend.upload("a", "long content")
     second = backend.upload("a", "new")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
 
+from storage import linux
 from storage.brokers.broker import (
     Broker,
     FileDetails,
@@ -267,6 +268,6 @@ def _remove(workspace: Directory, path: str) -> int | None:
 def _set_mode(parent: Directory, name: str) -> None:
     fd = parent.open(name, os.O_PATH | os.O_NOFOLLOW)
     try:
-        os.chmod(f"/proc/self/fd/{fd}", FILE_MODE)
+        linux.change_mode(fd, FILE_MODE)
     finally:
         os.close(fd)

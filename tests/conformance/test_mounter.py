@@ -1,0 +1,186 @@
+"""What every Mounter does: the kernel's, and the fake that the driver's logic is tested with."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lab.memory_mounter import MemoryMounter
+from lab.namespaces import in_private_namespace
+from storage.mountinfo import mount_at, read_mounts
+from volumedriver.errors import MountFailed
+from volumedriver.mounter import KernelMounter, Mounter
+
+KINDS = [MemoryMounter, pytest.param(KernelMounter, marks=pytest.mark.root)]
+Make = Callable[[], Mounter]
+
+
+@pytest.fixture(params=KINDS)
+def make(request: pytest.FixtureRequest) -> Make:
+    kind: Make = request.param
+    return kind
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A directory with one file."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/file").write_text("content")
+    return tmp_path / "source"
+
+
+def bind(mounter: Mounter, source: Path, mountpoint: Path | str, *, read_only: bool = False) -> None:
+    """Mount by path: a descriptor from outside the test's mount namespace could not be mounted inside."""
+    fd = os.open(source, os.O_PATH | os.O_DIRECTORY)
+    try:
+        mounter.mount(fd, str(mountpoint), read_only=read_only)
+    finally:
+        os.close(fd)
+
+
+@in_private_namespace
+def test_mount_makes_the_mountpoint_and_mounts(make: Make, source: Path, tmp_path: Path) -> None:
+    mounter, mountpoint = make(), str(tmp_path / "a")
+    assert not mounter.is_mounted(mountpoint)
+    bind(mounter, source, mountpoint)
+    assert mounter.is_mounted(mountpoint)
+    assert os.path.isdir(mountpoint)
+
+
+@in_private_namespace
+def test_unmount_removes_the_mountpoint(make: Make, source: Path, tmp_path: Path) -> None:
+    mounter, mountpoint = make(), str(tmp_path / "a")
+    bind(mounter, source, mountpoint)
+    mounter.unmount(mountpoint)
+    assert not mounter.is_mounted(mountpoint)
+    assert not os.path.exists(mountpoint)
+    assert (tmp_path / "source/file").read_text() == "content"
+
+
+@in_private_namespace
+def test_unmount_of_what_is_not_mounted_succeeds(make: Make, source: Path, tmp_path: Path) -> None:
+    mounter = make()
+    mounter.unmount(str(tmp_path / "never"))
+    bind(mounter, source, str(tmp_path / "a"))
+    mounter.unmount(str(tmp_path / "a"))
+    mounter.unmount(str(tmp_path / "a"))
+    assert not mounter.is_mounted(str(tmp_path / "a"))
+
+
+@in_private_namespace
+def test_nothing_is_mounted_on_top(make: Make, source: Path, tmp_path: Path) -> None:
+    mounter, mountpoint = make(), str(tmp_path / "a")
+    bind(mounter, source, mountpoint, read_only=True)
+    with pytest.raises(MountFailed):
+        bind(mounter, source, mountpoint)
+    mounter.unmount(mountpoint)
+    assert not mounter.is_mounted(mountpoint), "there was a second mount below"
+
+
+@in_private_namespace
+def test_prefix_of_a_mountpoint_is_not_that_mountpoint(make: Make, source: Path, tmp_path: Path) -> None:
+    mounter = make()
+    bind(mounter, source, str(tmp_path / "data2"))
+    assert not mounter.is_mounted(str(tmp_path / "data"))
+    assert not mounter.is_mounted(str(tmp_path))
+    bind(mounter, source, str(tmp_path / "data"))
+    mounter.unmount(str(tmp_path / "data2"))
+    assert mounter.is_mounted(str(tmp_path / "data"))
+
+
+@in_private_namespace
+def test_mountpoints_lists_one_level_only(make: Make, source: Path, tmp_path: Path) -> None:
+    mounter = make()
+    os.mkdir(tmp_path / "volumes")
+    os.mkdir(tmp_path / "volumes-not")
+    for name in ("volumes/a", "volumes/b", "volumes-not/c"):
+        bind(mounter, source, str(tmp_path / name))
+    expected = {str(tmp_path / "volumes/a"), str(tmp_path / "volumes/b")}
+    assert mounter.mountpoints(str(tmp_path / "volumes")) == expected
+
+
+@in_private_namespace
+def test_files_in_a_mountpoint_are_never_removed(make: Make, tmp_path: Path) -> None:
+    mountpoint = tmp_path / "a"
+    mountpoint.mkdir()
+    (mountpoint / "written-while-unmounted").write_text("keep")
+    make().unmount(str(mountpoint))
+    assert (mountpoint / "written-while-unmounted").read_text() == "keep"
+
+
+@in_private_namespace
+def test_mountpoint_that_is_a_link_or_file_is_refused(make: Make, source: Path, tmp_path: Path) -> None:
+    mounter = make()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "plain").write_text("")
+    for name in ("link", "plain"):
+        with pytest.raises(MountFailed):
+            bind(mounter, source, str(tmp_path / name))
+    assert not mounter.is_mounted(str(tmp_path / "elsewhere"))
+    assert os.path.lexists(tmp_path / "link")
+
+
+@in_private_namespace
+def test_failed_mount_leaves_no_mountpoint(make: Make, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.close(writing)
+    with pytest.raises(MountFailed):
+        make().mount(writing, str(tmp_path / "a"), read_only=False)
+    assert not os.path.exists(tmp_path / "a")
+
+
+@in_private_namespace
+def test_mountpoint_with_a_difficult_name(make: Make, source: Path, tmp_path: Path) -> None:
+    mounter = make()
+    for name in ("a b", "tab\t", "line\n", "back\\slash", "#", "\\040", "ü", "a:b,c"):
+        mountpoint = str(tmp_path / name)
+        bind(mounter, source, mountpoint)
+        assert mounter.is_mounted(mountpoint)
+        assert mounter.mountpoints(str(tmp_path)) == {mountpoint}
+        mounter.unmount(mountpoint)
+        assert not mounter.is_mounted(mountpoint)
+
+
+@pytest.mark.root
+@in_private_namespace
+def test_kernel_shows_the_source_and_keeps_read_only(source: Path, tmp_path: Path) -> None:
+    mounter = KernelMounter()
+    bind(mounter, source, str(tmp_path / "rw"))
+    bind(mounter, source, str(tmp_path / "ro"), read_only=True)
+    (tmp_path / "rw/new").write_text("through the mount")
+    assert (tmp_path / "source/new").read_text() == "through the mount"
+    with pytest.raises(OSError, match="Read-only") as refused:
+        (tmp_path / "ro/new").write_text("no")
+    assert refused.value.errno == errno.EROFS
+
+
+@pytest.mark.root
+@in_private_namespace
+def test_kernel_unmounts_what_is_in_use(source: Path, tmp_path: Path) -> None:
+    mounter = KernelMounter()
+    bind(mounter, source, str(tmp_path / "a"))
+    with open(tmp_path / "a/file", encoding="ascii") as file:
+        mounter.unmount(str(tmp_path / "a"))
+        assert file.read() == "content"
+    assert mount_at(read_mounts(), str(tmp_path / "a")) is None
+
+
+@pytest.mark.root
+@in_private_namespace
+def test_kernel_takes_off_every_layer(source: Path, tmp_path: Path) -> None:
+    """Somebody else mounted on top: afterwards nothing may be left for a removal to go through."""
+    mounter, mountpoint = KernelMounter(), tmp_path / "a"
+    bind(mounter, source, str(mountpoint))
+    os.mkdir(tmp_path / "other")
+    bind(mounter, source, str(tmp_path / "other"))
+    subprocess.run(["mount", "--bind", str(tmp_path / "other"), str(mountpoint)], check=True)
+    mounter.unmount(str(mountpoint))
+    assert not mountpoint.exists()
+    assert (tmp_path / "source/file").exists()
