@@ -5,7 +5,7 @@ sigtimedwait(2): its signals stay blocked, so that none can be lost between two 
 
 A child gets a session of its own. The signals of a terminal then reach it once, through the supervisor; and what
 it started can be killed with it, as one process group. It asks the kernel itself to die with the supervisor,
-which it is told to do by BROKERVOL_SUPERVISED=1.
+which it is told to do by BROKERVOL_SUPERVISED, the supervisor's pid.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def programs(options: argparse.Namespace, environment: Mapping[str, str]) -> lis
     """The two processes: the driver first, for the engine waits for it."""
     child_environment = {
         **environment,
-        "BROKERVOL_SUPERVISED": "1",
+        "BROKERVOL_SUPERVISED": str(os.getpid()),
         "ALLOWED_HOST_PATHS": options.allowed_host_paths,
         "LOG_LEVEL": options.log_level,
     }
@@ -275,7 +275,7 @@ def parse(argv: Sequence[str] | None, environment: Mapping[str, str]) -> argpars
         "--allowed-host-paths",
         metavar="DIRS",
         default=environment.get("ALLOWED_HOST_PATHS", ""),
-        help="the only host directories that volumes may use, separated by commas ($ALLOWED_HOST_PATHS)",
+        help="the only host directories to give out, separated by colons or commas ($ALLOWED_HOST_PATHS)",
     )
     parser.add_argument(
         "--database-url",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from brokervol.client import CHUNK_ITEMS, BrokerError, Client
+from brokervol.client import CHUNK_ITEMS, BrokerError, Client, FileDetails
 from brokervol.console import Console, Failure, Progress, UsageError, complain, human_size
 from brokervol.places import (
     Found,
@@ -30,6 +31,9 @@ _UNAVAILABLE = ("backend-unavailable", "unreachable")
 
 # After one of these the other files of the batch would only fail in the same way.
 _HOPELESS = (*_UNAVAILABLE, "no-space", "unknown-workspace")
+
+
+SORTED_FILES = 10_000
 
 
 class Task(Console):
@@ -102,11 +106,19 @@ def run_ls(task: Task) -> None:
         place = parse_workspace_place(argument)
         with _reporting(task, place):
             is_empty = True
-            for file, size in list_files(task.client, place, recursive=task.options.recursive):
+            for file, size in _in_order(list_files(task.client, place, recursive=task.options.recursive)):
                 is_empty = False
                 _print_file(task, file, size)
             if is_empty and place.path:
                 _explain_empty(task, place)
+
+
+def _in_order(files: Iterator[FileDetails]) -> Iterator[FileDetails]:
+    """Sorted as far as memory is small; of a very long listing the rest comes as it is found."""
+    first = sorted(
+        itertools.islice(files, SORTED_FILES), key=lambda found: found.file.encode("utf-8", "surrogatepass")
+    )
+    return itertools.chain(first, files)
 
 
 def _print_file(task: Task, file: str, size: int) -> None:
@@ -153,7 +165,8 @@ def _print_stat(task: Task, place: Place) -> None:
     if record is None:
         task.print("record: none (the catalog knows the files that came through brokervol)")
     for key, value in (record or {}).items():
-        task.print(f"record: {key} = {task.name(str(value))}")
+        shown = value if isinstance(value, str) else json.dumps(value)
+        task.print(f"record: {key} = {task.name(shown)}")
 
 
 def run_rm(task: Task) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
-import signal
 import sqlite3
 import sys
 from collections.abc import Sequence
@@ -40,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stdout),
     )
-    if os.environ.get("BROKERVOL_SUPERVISED"):
-        linux.die_with_parent(signal.SIGTERM)
+    linux.die_with_supervisor(os.environ.get("BROKERVOL_SUPERVISED"))
     try:
         _serve(options)
     except (InvalidWorkspaceConfiguration, OSError, SQLAlchemyError, sqlite3.Error) as error:
@@ -54,33 +53,37 @@ def _serve(options: argparse.Namespace) -> None:
     os.umask(0o022)
     state = os.path.dirname(definitions_path(options.root))
     os.makedirs(state, mode=0o700, exist_ok=True)
-    workspaces = _workspaces(options)
-    files = catalog.configure(options.database_url or f"sqlite:///{state}/catalog.sqlite")
-    _give_up_privileges()
-    application = create_app(workspaces, files)
+    with contextlib.ExitStack() as stack:
+        workspaces = _workspaces(options, stack)
+        files = catalog.configure(options.database_url or f"sqlite:///{state}/catalog.sqlite")
+        stack.callback(files.close)
+        _give_up_privileges()
+        server = UnixServer(
+            options.listen,
+            create_app(workspaces, files),
+            mode=0o666,  # whoever reaches the socket may connect: the caller's mounts are the policy
+            threads=_THREADS,
+            timeout_s=_TIMEOUT_S,
+            max_body_bytes=MAX_BODY_BYTES,
+        )
+        _fill_directory(options)
+        server.prepare()
+        log.info("sidecar listens", socket=options.listen, view=options.view)
+        server.run()
+
+
+def _fill_directory(options: argparse.Namespace) -> None:
+    """Make the socket's directory, and put the client beside the socket if that is the sidecar's volume."""
     directory = os.path.dirname(os.path.abspath(options.listen))
     os.makedirs(directory, mode=0o755, exist_ok=True)
-    if directory == _volume_directory(options.root):  # elsewhere the directory is not ours to fill
+    if os.path.realpath(directory) == _volume_directory(options.root):  # elsewhere it is not ours to fill
         write_client(directory)
-    server = UnixServer(
-        options.listen,
-        application,
-        mode=0o666,  # whoever reaches the socket may connect: the caller's mounts are the policy
-        threads=_THREADS,
-        timeout_s=_TIMEOUT_S,
-        max_body_bytes=MAX_BODY_BYTES,
-    )
-    server.prepare()
-    log.info("sidecar listens", socket=options.listen, view=options.view)
-    try:
-        server.run()
-    finally:
-        files.close()
 
 
-def _workspaces(options: argparse.Namespace) -> Workspaces:
+def _workspaces(options: argparse.Namespace, stack: contextlib.ExitStack) -> Workspaces:
     if options.view == "caller":
-        return CallerWorkspaces(options.root, DefinitionStore(definitions_path(options.root)))
+        definitions = stack.enter_context(DefinitionStore(definitions_path(options.root)))
+        return CallerWorkspaces(options.root, definitions)
     if not options.workspaces:
         raise InvalidWorkspaceConfiguration("workspaces", "--view self needs --workspaces FILE")
     return read_workspaces(options.workspaces)
@@ -131,13 +134,14 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         help="least severity to log [LOG_LEVEL] (%(default)s)",
     )
     options = parser.parse_args(argv)
+    options.root = os.path.realpath(options.root)  # as mountinfo shows it
     options.listen = options.listen or os.path.join(_volume_directory(options.root), "broker.sock")
     return options
 
 
 def _volume_directory(root: str) -> str:
     """The directory that volumes of type sidecar show."""
-    return os.path.join(os.path.abspath(root), "sidecar")
+    return os.path.join(root, "sidecar")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import socket
 from collections.abc import Sequence
 
@@ -220,9 +221,17 @@ def set_no_new_privileges() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
-def die_with_parent(signal_number: int) -> None:
-    """Ask the kernel to send this process `signal_number` when its parent thread ends."""
-    _prctl(_PR_SET_PDEATHSIG, signal_number)
+def die_with_supervisor(supervisor: str | None) -> None:
+    """Have the kernel send SIGTERM to this process when the thread that started it ends.
+
+    Args:
+        supervisor: the pid that started this process and that it belongs to; None or empty for none.
+    """
+    if not supervisor:
+        return
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(supervisor):  # it ended before the kernel was asked
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def set_fs_ids(uid: int, gid: int) -> None:

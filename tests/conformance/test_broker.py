@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from lab.directories import remove_chain
 from lab.hostile import ESCAPING_LINKS, REFUSED_PATHS, WEIRD_NAMES, exchange
 from storage import catalog
 from storage.brokers.broker import Broker, FileDetails, FileDownload, FileMove, FileUpload
 from storage.brokers.factory import get_broker, get_broker_types
 from storage.catalog import Catalog
-from storage.exceptions import AlreadyExists, InvalidPath, MissingFile, StorageError
+from storage.exceptions import AlreadyExists, InvalidPath, MissingFile, NoSpace, StorageError
 from storage.models import ScaleFile, use_catalog
 
 OPERATIONS = ("download", "upload", "move from", "move to", "delete", "paths")
@@ -131,14 +132,22 @@ def test_upload_stores_the_bytes_with_mode_0644_in_made_directories(backend: Bac
 
 def test_upload_makes_and_on_failure_removes_a_thousand_directories(backend: Backend) -> None:
     deep = "/".join(["d"] * 1500)
-    with pytest.raises(InvalidPath):
-        backend.attempt("upload", f"{deep}/{'x' * 250}/a\0b")
-    (backend.disk / "f").touch()
     with pytest.raises(MissingFile):
         backend.move(ScaleFile(file_path="gone"), f"{deep}/f")
-    assert os.listdir(backend.disk) == ["f"]
-    backend.upload(f"{deep}/f", "x")
-    assert (backend.disk / deep / "f").read_text() == "x"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("storage.transfer.os.fsync", _disk_full)
+        with pytest.raises(NoSpace):
+            backend.upload(f"{deep}/f")
+    assert os.listdir(backend.disk) == []
+    try:
+        backend.upload(f"{deep}/f", "x")
+        assert (backend.disk / deep / "f").read_text() == "x"
+    finally:
+        remove_chain(backend.disk, f"{deep}/f")
+
+
+def _disk_full(*_: object) -> None:
+    raise OSError(28, "ENOSPC")
 
 
 def test_upload_replaces_a_file_whole_and_keeps_its_record(backend: Backend, records: Catalog) -> None:
@@ -424,6 +433,7 @@ def test_listing_ten_thousand_files_and_a_deep_tree(backend: Backend) -> None:
     (backend.disk / deep).mkdir(parents=True)
     (backend.disk / deep / "bottom").write_text("b")
     listed = backend.listed()
+    remove_chain(backend.disk, f"{deep}/bottom")
     assert len(listed) == 10_001
     assert listed[f"{deep}/bottom"] == 1
     page = backend.broker.list_page(backend.volume_path, True, after="flat", limit=3)

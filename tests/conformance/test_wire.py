@@ -28,7 +28,7 @@ import pytest
 from lab.namespaces import Host
 from lab.processes import wait_until
 from lab.unix_http import connected, exchange, request
-from lab.volume_driver import DIES_WITH_THE_TESTS, VolumeDriver, command, driver_on
+from lab.volume_driver import VolumeDriver, command, driver_on
 from storage.mountinfo import read_mounts
 
 pytestmark = pytest.mark.root
@@ -619,11 +619,13 @@ def _accepts(socket_path: str) -> bool:
 
 def test_supervised_driver_ends_with_its_supervisor(host: Host) -> None:
     """Else a new supervisor's driver would wait in vain for the lock of the old one."""
-    script = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); sys.stdin.read()"
+    script = (
+        "import os, subprocess, sys; os.environ['BROKERVOL_SUPERVISED'] = str(os.getpid());"
+        "print(subprocess.Popen(sys.argv[1:]).pid, flush=True); sys.stdin.read()"
+    )
     socket_path = str(host.directory.parent / "driver.sock")
     parent = subprocess.Popen(
         [sys.executable, "-c", script, *command(host, socket_path)],
-        env={**os.environ, **DIES_WITH_THE_TESTS},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

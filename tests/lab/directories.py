@@ -23,3 +23,12 @@ def temporary_directory() -> Iterator[Path]:
     leaked = [mount.mountpoint for mount in read_mounts() if mount.mountpoint.startswith(f"{directory}/")]
     assert not leaked, f"mounts leaked, nothing below is removed: {leaked}"
     shutil.rmtree(directory)
+
+
+def remove_chain(root: Path, path: str) -> None:
+    """Remove the file `path` below `root` and the directories on its way: too many for shutil.rmtree."""
+    (root / path).unlink(missing_ok=True)
+    for parent in (root / path).parents:
+        if parent == root:
+            break
+        parent.rmdir()

@@ -32,7 +32,11 @@ class UnixConnection(http.client.HTTPConnection):
 def connected(path: str, timeout_s: float = 60) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(timeout_s)
-    connection.connect(path)
+    try:
+        connection.connect(path)
+    except OSError:
+        connection.close()
+        raise
     return connection
 
 

@@ -373,7 +373,7 @@ def test_options_go_before_variables_and_reach_the_children() -> None:
             **environment,
             "LOG_LEVEL": "warning",
             "DATABASE_URL": "sqlite:///y",
-            "BROKERVOL_SUPERVISED": "1",
+            "BROKERVOL_SUPERVISED": str(os.getpid()),
         }
 
 

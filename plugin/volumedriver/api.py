@@ -1,0 +1,187 @@
+"""The VolumeDriver protocol on the wire: requests to verbs, results and errors to JSON. Decides nothing.
+
+The engine sends no Content-Type and strange Host headers, so neither is looked at. When it repeats a request
+after a transport error the body is empty: that is refused, never taken for a volume without a name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import structlog
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+
+from volumedriver.driver import Driver
+from volumedriver.errors import STATUS, DriverError, InvalidRequest
+from volumedriver.volume import Volume
+
+log = structlog.get_logger()
+
+MAX_BODY_BYTES = 16 * 1024 * 1024
+_CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
+_KINDS = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
+_KINDS |= {list: "an array", dict: "an object"}
+
+Body = dict[str, Any]
+Call = Callable[[], Body]
+
+
+def create_app(driver: Driver) -> Flask:
+    """The WSGI application that serves `driver`."""
+    app = Flask(__name__, static_folder=None)
+    app.url_map.merge_slashes = False
+    calls = _Calls(driver)
+    for path, call in calls.table().items():
+        app.add_url_rule(
+            path, endpoint=path, view_func=_answering(call), methods=["POST"], provide_automatic_options=False
+        )
+    app.register_error_handler(DriverError, _driver_error)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _unexpected_error)
+    return app
+
+
+class _Calls:
+    """One method a call: reads the fields, asks the driver, names the result."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def table(self) -> dict[str, Call]:
+        return {
+            "/Plugin.Activate": self.activate,
+            "/VolumeDriver.Create": self.create,
+            "/VolumeDriver.Remove": self.remove,
+            "/VolumeDriver.Mount": self.mount,
+            "/VolumeDriver.Path": self.path,
+            "/VolumeDriver.Unmount": self.unmount,
+            "/VolumeDriver.Get": self.get,
+            "/VolumeDriver.List": self.list,
+            "/VolumeDriver.Capabilities": self.capabilities,
+        }
+
+    def activate(self) -> Body:
+        return {"Implements": ["VolumeDriver"]}
+
+    def capabilities(self) -> Body:
+        return {"Capabilities": {"Scope": "local"}}
+
+    def create(self) -> Body:
+        body = _body()
+        self._driver.create(_text(body, "Name"), _options(body))
+        return {}
+
+    def remove(self) -> Body:
+        self._driver.remove(_text(_body(), "Name"))
+        return {}
+
+    def mount(self) -> Body:
+        body = _body()
+        name, mount_id = _text(body, "Name"), _text(body, "ID")
+        mountpoint = self._driver.mount(name, mount_id)
+        if _is_client_gone():  # the engine has dropped this Mount and will never unmount it
+            log.warning("client gone during mount, rolled back", volume=name)
+            self._driver.unmount(name, mount_id)
+        return {"Mountpoint": mountpoint}
+
+    def unmount(self) -> Body:
+        body = _body()
+        self._driver.unmount(_text(body, "Name"), _text(body, "ID"))
+        return {}
+
+    def path(self) -> Body:
+        return {"Mountpoint": _mountpoint(self._driver.get(_text(_body(), "Name")))}
+
+    def get(self) -> Body:
+        return {"Volume": _described(self._driver.get(_text(_body(), "Name")))}
+
+    def list(self) -> Body:
+        return {"Volumes": [_described(volume) for volume in self._driver.list()]}
+
+
+def _described(volume: Volume) -> Body:
+    return {
+        "Name": volume.name,
+        "Mountpoint": _mountpoint(volume),
+        "CreatedAt": volume.created.isoformat(),
+        "Status": {**volume.options.effective, "references": sum(volume.references.values())},
+    }
+
+
+def _mountpoint(volume: Volume) -> str:
+    return volume.mountpoint if volume.is_mounted else ""
+
+
+def _body() -> Body:
+    raw = request.get_data(cache=False)
+    if not raw:
+        raise InvalidRequest(f"the request to {request.path} has no body: it needs a JSON object")
+    try:
+        body = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"the body of {request.path} is not valid JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise InvalidRequest(f"the body of {request.path} must be a JSON object, not {_kind(body)}")
+    return body
+
+
+def _text(body: Body, field: str) -> str:
+    if field not in body:
+        raise InvalidRequest(f"{field} is missing in the body of {request.path}: it must be a string")
+    value = body[field]
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{field} must be a string, not {_kind(value)}")
+    return value
+
+
+def _options(body: Body) -> dict[str, str]:
+    options = body.get("Opts")
+    if options is None:
+        return {}
+    if not isinstance(options, dict):
+        raise InvalidRequest(f"Opts must be an object of strings, or null, not {_kind(options)}")
+    wrong = [f"{key!r:.40} is {_kind(value)}" for key, value in options.items() if not isinstance(value, str)]
+    if wrong:
+        raise InvalidRequest(f"Opts must be an object of strings: {', '.join(wrong[:20])}")
+    return options
+
+
+def _kind(value: object) -> str:
+    return _KINDS[type(value)]
+
+
+def _is_client_gone() -> bool:
+    connection = request.environ.get("brokervol.connection")
+    return connection is not None and connection.is_peer_gone()
+
+
+def _answering(call: Call) -> Callable[[], Response]:
+    return lambda: _response({**call(), "Err": ""}, 200)
+
+
+def _response(body: Body, status: int) -> Response:
+    return Response(json.dumps(body), status, content_type=_CONTENT_TYPE)
+
+
+def _driver_error(error: DriverError) -> Response:
+    status = STATUS[type(error)]
+    log.log(40 if status == 500 else 20, "call refused", call=request.path, status=status, error=str(error))
+    return _response({"Err": str(error)}, status)
+
+
+def _http_error(error: HTTPException) -> Response:
+    facts = {
+        404: f"there is no call {request.path[:100]!r} here: this is a volume driver",
+        405: f"{request.path} is called with POST, not {request.method[:20]}",
+    }
+    status = error.code or 500
+    return _response({"Err": facts.get(status, error.description or error.name)}, status)
+
+
+def _unexpected_error(_: Exception) -> Response:
+    log.exception("internal error", call=request.path)
+    return _response({"Err": f"internal error in {request.path}, see the log of brokervol"}, 500)

@@ -1,0 +1,233 @@
+"""The options of `docker volume create -o KEY=VALUE`: what is accepted, and a sentence for what is not.
+
+`parse` accepts its own `effective` again, so that a stored definition needs no other format. A further type of
+volume is one more dataclass, one more reader function and one line in `_READERS`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from volumedriver.errors import InvalidVolume, quoted
+
+_LONGEST_PATH_BYTES = 4095
+_LONGEST_PART_BYTES = 255
+_MOST_PROBLEMS = 20
+_HIGHEST_ID = 2**32 - 2  # 2**32 - 1 means "do not change" to chown(2)
+_NOT_YET = ("nfs", "s3")
+_TELLING = {"nfs_path": "nfs", "bucket_name": "s3", "host_path": "host"}
+_OWNERSHIP = ("mode", "uid", "gid")
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """What a missing directory is made with."""
+
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
+
+
+_DEFAULT = Creation()
+
+
+@dataclass(frozen=True, slots=True)
+class HostOptions:
+    """A directory of the host."""
+
+    host_path: str
+    creation: Creation | None
+    read_only: bool
+
+    @property
+    def effective(self) -> dict[str, str]:
+        """Every option with the value that is in force."""
+        options = {"type": "host", "host_path": self.host_path, "read_only": _word(self.read_only)}
+        options["create"] = _word(self.creation is not None)
+        if self.creation is not None:
+            options["mode"] = f"{self.creation.mode:04o}"
+            options["uid"] = str(self.creation.uid)
+            options["gid"] = str(self.creation.gid)
+        return options
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarOptions:
+    """The directory with the sidecar's socket and client; nobody may write there."""
+
+    read_only = True
+
+    @property
+    def effective(self) -> dict[str, str]:
+        return {"type": "sidecar", "read_only": "true"}
+
+
+@dataclass(frozen=True, slots=True)
+class UnusableOptions:
+    """Options from disk that this version does not accept, for instance after a downgrade.
+
+    The volume stays known, because the engine forgets one that is not; it cannot be mounted.
+    """
+
+    effective: dict[str, str]
+    problem: str
+    read_only = True
+
+
+VolumeOptions = HostOptions | SidecarOptions | UnusableOptions
+
+
+def parse(given: Mapping[str, str]) -> VolumeOptions:
+    """The options of one volume.
+
+    Raises:
+        InvalidVolume: with one sentence for everything that is wrong, not just the first.
+    """
+    reading = _Reading(given)
+    options = _READERS[kind](reading) if (kind := _kind(reading)) is not None else None
+    reading.refuse_unknown_keys(kind)
+    if options is None or reading.problems:
+        raise InvalidVolume(_sentence(reading.problems))
+    return options
+
+
+def restore(stored: dict[str, str]) -> VolumeOptions:
+    """The options of a definition on disk."""
+    try:
+        return parse(stored)
+    except InvalidVolume as error:
+        return UnusableOptions(stored, str(error))
+
+
+class _Reading:
+    """The options as given, and the problems found while they are read."""
+
+    def __init__(self, given: Mapping[str, str]) -> None:
+        self.given = given
+        self.problems: list[str] = []
+        self._read: set[str] = set()
+
+    def text(self, key: str) -> str | None:
+        self._read.add(key)
+        return self.given.get(key)
+
+    def refuse(self, key: str, accepted: str) -> None:
+        self.problems.append(f"option {key}={quoted(self.given[key])} is not accepted: {accepted}")
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        match self.text(key):
+            case None:
+                return default
+            case "true":
+                return True
+            case "false":
+                return False
+            case _:
+                self.refuse(key, "it is true or false")
+                return default
+
+    def number(self, key: str) -> int:
+        text = self.text(key)
+        if text is None:
+            return 0
+        if re.fullmatch(r"[0-9]{1,10}", text) is None or int(text) > _HIGHEST_ID:
+            self.refuse(key, f"it is a number from 0 to {_HIGHEST_ID}")
+            return 0
+        return int(text)
+
+    def permissions(self, key: str) -> int:
+        text = self.text(key)
+        if text is None:
+            return _DEFAULT.mode
+        if re.fullmatch(r"[0-7]{1,6}", text) is None or int(text, 8) > 0o7777:
+            self.refuse(key, "it is octal permissions from 0 to 07777, such as 0755")
+            return _DEFAULT.mode
+        return int(text, 8)
+
+    def host_path(self, key: str) -> str:
+        text = self.text(key)
+        if text is None:
+            self.problems.append(f"option {key} is missing: it is an absolute directory of the host")
+            return ""
+        path = text[:-1] if text.endswith("/") and text != "/" else text
+        if (problem := path_problem(path)) is not None:
+            self.refuse(key, problem)
+        return path
+
+    def refuse_unknown_keys(self, kind: str | None) -> None:
+        if kind is None:  # without a type nobody can say which keys belong
+            return
+        accepted = ", ".join(sorted(self._read))
+        self.problems += [
+            f"option {quoted(key)} is unknown: a volume of type {kind} has the options {accepted}"
+            for key in self.given
+            if key not in self._read
+        ]
+
+
+def path_problem(path: str) -> str | None:
+    """What keeps `path` from being an absolute path in its only spelling, as a clause; None if it is."""
+    parts = path[1:].split("/") if path != "/" else []
+    facts = (
+        (not path.startswith("/"), "it is an absolute path, which begins with /"),
+        ("\0" in path, "a path cannot hold a NUL character"),
+        (not {"", ".", ".."}.isdisjoint(parts), "it is a path without empty parts, `.` and `..`"),
+        (_size_bytes(path) > _LONGEST_PATH_BYTES, f"a path has at most {_LONGEST_PATH_BYTES} bytes"),
+        (any(_size_bytes(part) > _LONGEST_PART_BYTES for part in parts), "a name in a path has at most 255 bytes"),
+    )
+    return next((accepted for is_wrong, accepted in facts if is_wrong), None)
+
+
+def _size_bytes(path: str) -> int:
+    return len(path.encode("utf-8", "surrogatepass"))
+
+
+def _kind(reading: _Reading) -> str | None:
+    """The type of the volume as given or as another key tells it."""
+    given = reading.text("type")
+    kind = given or next((kind for key, kind in _TELLING.items() if key in reading.given), None)
+    served = " and ".join(_READERS)
+    if kind in _READERS:
+        return kind
+    if kind in _NOT_YET:
+        reading.problems.append(f"volumes of type {kind} are not served by this version, only {served}")
+    elif given is None:
+        reading.problems.append(f"option type is missing: this version serves {served}")
+    else:
+        reading.refuse("type", f"this version serves {served}")
+    return None
+
+
+def _host(reading: _Reading) -> HostOptions:
+    host_path = reading.host_path("host_path")
+    creates = reading.flag("create", default=False)
+    creation = Creation(reading.permissions("mode"), reading.number("uid"), reading.number("gid"))
+    if not creates and reading.given.get("create", "false") == "false":
+        reading.problems += [
+            f"option {key} is accepted only with create=true: an existing directory is not altered"
+            for key in _OWNERSHIP
+            if key in reading.given
+        ]
+    return HostOptions(host_path, creation if creates else None, reading.flag("read_only", default=False))
+
+
+def _sidecar(reading: _Reading) -> SidecarOptions:
+    if not reading.flag("read_only", default=True):
+        reading.refuse("read_only", "a sidecar volume is always read-only; leave the option out")
+    return SidecarOptions()
+
+
+_READERS: dict[str, Callable[[_Reading], VolumeOptions]] = {"host": _host, "sidecar": _sidecar}
+
+
+def _sentence(problems: list[str]) -> str:
+    shown = problems[:_MOST_PROBLEMS]
+    if len(problems) > len(shown):
+        shown.append(f"and {len(problems) - len(shown)} more")
+    return "; ".join(shown)
+
+
+def _word(flag: bool) -> str:
+    return "true" if flag else "false"

@@ -1,0 +1,51 @@
+"""What a volume shows: the directory behind its options, checked anew each time it is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from volumedriver.errors import InvalidVolume, MountFailed, reason
+from volumedriver.hostpaths import HostDirectories
+from volumedriver.options import HostOptions, UnusableOptions, VolumeOptions
+from volumedriver.policy import HostPathPolicy
+
+
+class Sources:
+    """Opens sources. `root` is the driver's own directory; the sidecar has its place in it."""
+
+    def __init__(self, hosts: HostDirectories, policy: HostPathPolicy, root: str) -> None:
+        self._hosts = hosts
+        self._policy = policy
+        self._sidecar_directory = os.path.join(root, "sidecar")
+
+    @contextlib.contextmanager
+    def opened(self, options: VolumeOptions) -> Iterator[int]:
+        """An O_PATH descriptor of the directory to mount. What was made for it goes if the body fails.
+
+        Raises:
+            InvalidVolume, HostPathRefused, MountFailed: there is none, or it is not given out.
+        """
+        if isinstance(options, UnusableOptions):
+            raise InvalidVolume(f"the volume's stored options are not usable: {options.problem}")
+        if isinstance(options, HostOptions):
+            self._policy.check(options.host_path)
+            with self._hosts.opened(options.host_path, options.creation) as fd:
+                yield fd
+        else:
+            fd = self._sidecar()
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+
+    def _sidecar(self) -> int:
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self._sidecar_directory, 0o755)
+            return os.open(self._sidecar_directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise MountFailed(
+                f"the sidecar's directory {self._sidecar_directory} cannot be opened: {reason(error)}"
+            ) from error

@@ -1,0 +1,343 @@
+"""The verbs, with mounts in memory: order, locks, counts and what a failure leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from lab.memory_driver import Machine
+from volumedriver.errors import (
+    DriverError,
+    InvalidVolume,
+    MountFailed,
+    StateUnavailable,
+    VolumeBusy,
+    VolumeConflict,
+    VolumeInUse,
+    VolumeNotFound,
+)
+from volumedriver.locks import NamedLocks
+
+HOST = {"host_path": "/srv/data"}
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    machine = Machine(tmp_path)
+    machine.driver.create("data", HOST)
+    yield machine
+    machine.stop()
+
+
+def fail_once(machine: Machine, error: Exception) -> None:
+    def failing(mountpoint: str) -> None:
+        machine.mounter.before_mount = lambda _: None
+        raise error
+
+    machine.mounter.before_mount = failing
+
+
+def test_failed_mount_leaves_nothing(machine: Machine) -> None:
+    fail_once(machine, MountFailed("no"))
+    with pytest.raises(MountFailed):
+        machine.driver.mount("data", "x")
+    assert machine.references.load() == {}
+    assert machine.driver.get("data").references == {}
+    assert list((machine.root / "volumes").iterdir()) == []
+    machine.driver.mount("data", "x")
+
+
+def test_reference_is_on_disk_before_the_mount(machine: Machine) -> None:
+    seen = []
+    machine.mounter.before_mount = lambda _: seen.append(machine.references.load())
+    machine.driver.mount("data", "x")
+    assert seen == [{"data": {"x": 1}}]
+
+
+def test_failed_second_mount_keeps_the_first(machine: Machine) -> None:
+    machine.driver.mount("data", "x")
+    machine.mounter.entries.clear()  # the kernel lost it, so that the second has to mount
+    fail_once(machine, MountFailed("no"))
+    with pytest.raises(MountFailed):
+        machine.driver.mount("data", "x")
+    assert machine.driver.get("data").references == {"x": 1}
+    assert machine.references.load() == {"data": {"x": 1}}
+
+
+def test_state_that_cannot_be_written_mounts_nothing(machine: Machine) -> None:
+    machine.references.close()
+    with pytest.raises(StateUnavailable):
+        machine.driver.mount("data", "x")
+    assert machine.mounter.entries == {}
+
+
+def test_definition_that_cannot_be_written_leaves_no_directory(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(definition: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(machine.definitions, "save", full)
+    with pytest.raises(StateUnavailable, match="disk is full"):
+        machine.driver.create("new", {"host_path": "/srv/new", "create": "true"})
+    assert not (machine.hostfs / "srv/new").exists()
+    with pytest.raises(VolumeNotFound):
+        machine.driver.get("new")
+
+
+def test_definition_that_cannot_be_removed_stays_usable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    machine.driver.mount("data", "x")
+    with monkeypatch.context() as patch:
+        patch.setattr(machine.definitions, "remove", broken)
+        with pytest.raises(StateUnavailable):
+            machine.driver.remove("data")
+    assert machine.driver.get("data").references == {}
+    assert machine.mounter.entries == {}
+    machine.driver.mount("data", "x")
+    assert len(machine.mounter.entries) == 1
+
+
+def test_unmount_that_fails_is_made_good_by_the_next_mount(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locked(mountpoint: str) -> None:
+        raise MountFailed("locked")
+
+    machine.driver.mount("data", "x")
+    with monkeypatch.context() as patch:
+        patch.setattr(machine.mounter, "unmount", locked)
+        with pytest.raises(MountFailed):
+            machine.driver.unmount("data", "x")
+    machine.driver.mount("data", "y")
+    assert machine.driver.get("data").references == {"y": 1}
+    assert len(machine.mounter.entries) == 1
+
+
+def test_volume_in_use_is_named_with_who_holds_it(machine: Machine) -> None:
+    machine.holding = [7]
+    mountpoint = machine.driver.mount("data", "77c0" + "0" * 60)
+    machine.driver.mount("data", "3f2a" + "0" * 60)
+    with pytest.raises(VolumeInUse, match=r"^remove data: volume is in use - \[3f2a00000000, 77c000000000\]$"):
+        machine.driver.remove("data")
+    assert machine.asked_about == [(mountpoint, "/srv/data")]
+    assert machine.driver.get("data").is_mounted
+
+
+def test_nobody_is_asked_about_a_volume_without_references(machine: Machine) -> None:
+    machine.holding = [7]
+    machine.driver.remove("data")
+
+
+def test_removal_keeps_the_files(machine: Machine) -> None:
+    (machine.hostfs / "srv/data/file").write_text("keep")
+    machine.driver.mount("data", "x")
+    machine.driver.remove("data")
+    assert (machine.hostfs / "srv/data/file").read_text() == "keep"
+    assert machine.start().list() == []
+
+
+def test_conflict_names_the_differing_keys(machine: Machine) -> None:
+    with pytest.raises(VolumeConflict, match="differs in create, gid, mode, read_only, uid;"):
+        machine.driver.create("data", {**HOST, "create": "true", "read_only": "true"})
+    with pytest.raises(VolumeConflict, match="differs in create, host_path, read_only, type;"):
+        machine.driver.create("data", {"type": "sidecar"})
+    machine.driver.create("data", {**HOST, "type": "host", "create": "false"})
+
+
+def test_same_create_does_not_need_the_source(machine: Machine) -> None:
+    """The engine of a Swarm node creates again what exists; a missing directory is Mount's business."""
+    (machine.hostfs / "srv/data").rmdir()
+    machine.driver.create("data", HOST)
+
+
+def test_volume_whose_stored_options_are_not_understood_stays_known(machine: Machine) -> None:
+    definition = machine.definitions.load()[0]
+    definition.options.update({"type": "s3", "bucket_name": "b"})
+    machine.definitions.save(definition)
+    driver = machine.start()
+    assert driver.get("data").options.effective["type"] == "s3"
+    with pytest.raises(InvalidVolume, match="stored options are not usable: volumes of type s3"):
+        driver.mount("data", "x")
+    driver.remove("data")
+
+
+def test_parallel_mounts_of_one_volume_mount_once(machine: Machine) -> None:
+    mounted: list[str] = []
+    machine.mounter.before_mount = mounted.append
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda number: machine.driver.mount("data", f"id{number}"), range(64)))
+    assert len(mounted) == 1
+    assert len(machine.driver.get("data").references) == 64
+    assert machine.references.load()["data"] == machine.driver.get("data").references
+
+
+def test_parallel_creates_of_one_name_make_one_volume(machine: Machine) -> None:
+    def create(number: int) -> bool:
+        with contextlib.suppress(VolumeConflict):
+            machine.driver.create("new", {"host_path": f"/srv/{number}", "create": "true"})
+            return True
+        return False
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(create, range(32))) == 1
+    assert len(list((machine.hostfs / "srv").iterdir())) == 2
+
+
+@contextlib.contextmanager
+def blocked_mount(machine: Machine, name: str) -> Iterator[None]:
+    """While open, a Mount of volume `name` is under way and does not end."""
+    entered, release = threading.Event(), threading.Event()
+
+    def block(mountpoint: str) -> None:
+        if mountpoint == machine.driver.get(name).mountpoint:
+            entered.set()
+            assert release.wait(30)
+
+    machine.mounter.before_mount = block
+    with ThreadPoolExecutor(1) as pool:
+        mounting = pool.submit(machine.driver.mount, name, "x")
+        assert entered.wait(30)
+        try:
+            yield
+        finally:
+            release.set()
+            mounting.result(30)
+
+
+def test_blocked_mount_delays_nothing_else(machine: Machine) -> None:
+    machine.driver.create("other", HOST)
+    with blocked_mount(machine, "data"):
+        assert machine.driver.get("data").references == {}
+        assert [volume.name for volume in machine.driver.list()] == ["data", "other"]
+        machine.driver.mount("other", "y")
+        machine.driver.unmount("other", "y")
+        machine.driver.create("third", HOST)
+        machine.driver.remove("third")
+    assert machine.driver.get("data").references == {"x": 1}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda driver: driver.mount("data", "y"),
+        lambda driver: driver.unmount("data", "y"),
+        lambda driver: driver.remove("data"),
+        lambda driver: driver.create("data", HOST),
+    ],
+)
+def test_call_for_a_blocked_volume_ends_before_the_engine_gives_up(
+    machine: Machine, call: Callable[[object], None]
+) -> None:
+    machine.lock_timeout_s = 0.05
+    machine.start()
+    with blocked_mount(machine, "data"), pytest.raises(VolumeBusy, match="volume 'data' is busy"):
+        call(machine.driver)
+
+
+def test_locks_are_forgotten_when_nobody_wants_them() -> None:
+    locks = NamedLocks(0.01)
+    with locks.held("a"), pytest.raises(VolumeBusy), locks.held("a"):
+        pass
+    with locks.held("a"), locks.held("b"):
+        assert set(locks._locks) == {"a", "b"}
+    assert locks._locks == {}
+
+
+NAMES = st.sampled_from(["data", "data2"])
+IDS = st.sampled_from(["x", "y"])
+
+
+class DriverLife(RuleBasedStateMachine):
+    """Any order of calls, crashes, lost mounts and reboots, against a model of a few lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = TemporaryDirectory()
+        self.machine = Machine(Path(self.directory.name))
+        self.model: dict[str, dict[str, int]] = {}
+        self.boots = 0
+
+    def teardown(self) -> None:
+        self.machine.stop()
+        self.directory.cleanup()
+
+    @rule(name=NAMES)
+    def create(self, name: str) -> None:
+        self.machine.driver.create(name, HOST)
+        self.model.setdefault(name, {})
+
+    @rule(name=NAMES)
+    def remove(self, name: str) -> None:
+        with self._fails(VolumeNotFound, name not in self.model):
+            self.machine.driver.remove(name)
+        self.model.pop(name, None)
+
+    @rule(name=NAMES, mount_id=IDS, fails=st.booleans())
+    def mount(self, name: str, mount_id: str, fails: bool) -> None:
+        needed = name in self.model and not self.machine.mounter.is_mounted(
+            self.machine.driver.get(name).mountpoint
+        )
+        if fails and needed:
+            fail_once(self.machine, MountFailed("no"))
+        with self._fails(DriverError, name not in self.model or (fails and needed)):
+            self.machine.driver.mount(name, mount_id)
+            counts = self.model[name]
+            counts[mount_id] = counts.get(mount_id, 0) + 1
+
+    @rule(name=NAMES, mount_id=IDS)
+    def unmount(self, name: str, mount_id: str) -> None:
+        self.machine.driver.unmount(name, mount_id)
+        counts = self.model.get(name, {})
+        if mount_id in counts:
+            counts[mount_id] -= 1
+            if not counts[mount_id]:
+                del counts[mount_id]
+
+    @rule()
+    def crash(self) -> None:
+        self.machine.start()
+
+    @rule()
+    def disable_by_force(self) -> None:
+        self.machine.mounter.entries.clear()
+        self.machine.start()
+        self.model = {name: {} for name in self.model}
+
+    @rule()
+    def reboot(self) -> None:
+        self.boots += 1
+        self.machine.boot_id = f"boot {self.boots}"
+        self.disable_by_force()
+
+    @invariant()
+    def memory_disk_and_kernel_agree(self) -> None:
+        driver = self.machine.driver
+        assert {volume.name: volume.references for volume in driver.list()} == self.model
+        held = {name: counts for name, counts in self.model.items() if counts}
+        assert self.machine.references.load() == held
+        mounted = {driver.get(name).mountpoint for name in held}
+        assert self.machine.mounter.entries.keys() == mounted
+        directories = {str(path) for path in (self.machine.root / "volumes").iterdir()}
+        assert mounted <= directories
+
+    @contextlib.contextmanager
+    def _fails(self, kind: type[DriverError], fails: bool) -> Iterator[None]:
+        with pytest.raises(kind) if fails else contextlib.nullcontext():
+            yield
+
+
+TestDriverLife = DriverLife.TestCase
+TestDriverLife.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
