@@ -1,0 +1,36 @@
+# The plugin's root file system: the interpreter, our packages, and the shared libraries that both need. No shell,
+# no package manager, nothing set-uid: what has CAP_SYS_ADMIN on somebody's host should hold nothing else.
+# `plugin/build.py` prepares the context (build/plugin/context) and runs this on a pulled base where there is a
+# registry and on a home-made one where there is none. Both are bookworm, so both have Python 3.11.
+ARG BASE=debian:12-slim
+
+FROM ${BASE} AS system
+RUN command -v python3 >/dev/null || { apt-get update && apt-get install -y --no-install-recommends python3; }
+
+# The standard library without what a daemon never imports, and without its bytecode, which is made below.
+FROM system AS root
+WORKDIR /root-fs
+RUN set -eu; \
+    mkdir -p -m 755 data/published dev etc hostfs proc run/docker/plugins sys usr/bin usr/lib usr/local/lib/python3.11; \
+    mkdir -m 1777 tmp; \
+    cp -a /bin /lib /lib*64 .; \
+    cp -a /etc/passwd /etc/group /etc/nsswitch.conf etc; \
+    cp -a /usr/bin/python3 /usr/bin/python3.11 usr/bin; \
+    cp -a /usr/lib/python3.11 usr/lib; \
+    cd usr/lib/python3.11; \
+    rm -rf config-3.11-* distutils idlelib lib2to3 pydoc_data test tkinter turtledemo unittest/test; \
+    find . -name __pycache__ -prune -exec rm -r {} +
+COPY dependencies usr/local/lib/python3.11/dist-packages
+# Bytecode is never checked against its source: nothing here changes, and start-up saves a stat per module.
+RUN set -eu; \
+    mkdir -p usr/lib64; \
+    find usr -name '*.so' | xargs ldd /usr/bin/python3.11 | sed -n 's/.*[[:space:]]\(\/[^ ]*\) (0x.*/\1/p' | sort -u \
+        | xargs cp -L --parents -t .; \
+    chroot . /usr/bin/python3 -c 'import ctypes, sqlite3, ssl, msgspec'; \
+    python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash -s /root-fs -p / usr
+COPY brokervol usr/local/lib/python3.11/dist-packages
+RUN python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash -s /root-fs -p / usr/local/lib/python3.11/dist-packages
+
+FROM scratch
+COPY --from=root /root-fs /
+ENTRYPOINT ["/usr/bin/python3", "-m", "brokervol", "daemon"]

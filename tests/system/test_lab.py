@@ -1,0 +1,88 @@
+"""The laboratory itself: what it shows is only worth something if it is a real engine, and leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from docker.models.plugins import Plugin
+
+from lab import images, keeper
+from lab.engine import Engine, wait_until
+
+_UNTIDY = """
+import sys, time
+from pathlib import Path
+from lab import images
+from lab.engine import Engine
+with Engine(Path(sys.argv[1])) as engine:
+    images.load_tiny(engine)
+    with engine.running(images.TINY, "sleep", "1000"):
+        print(engine.pid, flush=True)
+        time.sleep(1000)
+"""
+
+
+def traces(directory: Path) -> list[str]:
+    """What of an engine in `directory` can be seen from outside: processes, mounts, cgroups, files."""
+    found = [str(path) for path in (directory, *Path("/sys/fs/cgroup").rglob("brokervol-lab-*")) if path.exists()]
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            told = (process / "cmdline").read_bytes() + (process / "mountinfo").read_bytes()
+        except OSError:
+            continue
+        if os.fsencode(directory) in told and process.name != str(os.getpid()):
+            found.append(str(process))
+    return found
+
+
+def test_engine_leaves_nothing() -> None:
+    with Engine() as engine:
+        images.load_tiny(engine)
+        assert engine.run(images.TINY, "id", "-u", user="1000") == (0, "1000\n")
+        assert traces(engine.directory)
+    assert not traces(engine.directory)
+
+
+def test_engine_leaves_nothing_when_the_test_run_is_killed() -> None:
+    directory = Path(tempfile.mkdtemp(prefix="brokervol-lab-"))
+    command = [sys.executable, "-c", _UNTIDY, str(directory)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as run:
+        assert run.stdout is not None
+        assert int(run.stdout.readline()) in keeper.descendants(os.getpid())
+        run.kill()
+    wait_until("the keeper has cleaned up", lambda: not traces(directory))
+
+
+def test_mounts_in_the_engine_stay_there(tmp_path: Path) -> None:
+    with Engine() as engine:
+        engine.execute("mount", "-t", "tmpfs", "lab", str(tmp_path))
+        assert str(tmp_path) in [mount.mountpoint for mount in engine.mounts()]
+        assert not os.path.ismount(tmp_path)
+        (engine.path(tmp_path) / "file").touch()
+    assert not list(tmp_path.iterdir())
+
+
+def test_killed_engine_starts_again_with_its_containers() -> None:
+    with Engine(live_restore=True) as engine:
+        images.load_tiny(engine)
+        with engine.running(images.TINY, "sleep", "1000") as container:
+            engine.kill()
+            assert not engine.is_running()
+            engine.start()
+            container.reload()
+            assert container.status == "running"
+
+
+def test_plugin_processes_are_found_by_id_and_come_back(engine: Engine, plugin: Plugin) -> None:
+    before = engine.plugin_pids(str(plugin.name))
+    assert b"daemon" in Path(f"/proc/{before[0]}/cmdline").read_bytes()
+    after = engine.kill_plugin(str(plugin.name))
+    assert len(after) == len(before)
+    assert not set(after) & set(before)
+    plugin.reload()
+    assert plugin.enabled
