@@ -28,6 +28,35 @@ log = structlog.get_logger()
 _LONGEST_SOCKET_PATH = 107
 
 
+# What a malformed request is answered: from status and sentence to content type and body.
+Refusal = Callable[[int, str], tuple[str, bytes]]
+
+
+class _Request(cheroot_server.HTTPRequest):
+    """A request whose errors of HTTP itself are told in the server's own form, and whose length is certain."""
+
+    def read_request_headers(self) -> Any:
+        if not super().read_request_headers():  # type: ignore[no-untyped-call]
+            return False
+        length = self.inheaders.get(b"Content-Length", b"0")
+        if not length.isdigit() or (self.chunked_read and b"Content-Length" in self.inheaders):
+            # Two readings of where a request ends are how one is smuggled behind another.
+            self.simple_response("400 Bad Request", "Content-Length is not a number, or stands beside chunks")
+            return False
+        return True
+
+    def simple_response(self, status: str, msg: str = "") -> None:
+        code = int(status[:3])
+        content_type, body = self.server.refusal(code, msg or status[4:])
+        self.close_connection = True
+        head = (
+            f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        with contextlib.suppress(OSError):  # nobody waits for it
+            self.conn.wfile.write(head.encode("ascii") + body)
+
+
 class Connection(cheroot_server.HTTPConnection):
     """One client's connection.
 
@@ -35,6 +64,8 @@ class Connection(cheroot_server.HTTPConnection):
         on_close: callbacks that run once, when the connection ends.
         peer: for the application to keep what it found out about the client.
     """
+
+    RequestHandlerClass = _Request
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -70,6 +101,7 @@ class UnixServer(wsgi.Server):
         threads: how many requests are worked on at once. Idle connections hold no thread.
         timeout_s: how long a client may be silent, in the middle of a request or between two.
         max_body_bytes: larger request bodies are answered 413.
+        refusal: the answer to what is not even a request.
 
     Raises:
         OSError: from `prepare()`, where the socket cannot be made.
@@ -87,6 +119,7 @@ class UnixServer(wsgi.Server):
         threads: int,
         timeout_s: int,
         max_body_bytes: int,
+        refusal: Refusal,
     ) -> None:
         if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
             raise OSError(f"the socket path {path} is longer than the {_LONGEST_SOCKET_PATH} bytes Linux allows")
@@ -100,12 +133,13 @@ class UnixServer(wsgi.Server):
         )
         self.gateway = _Gateway
         self.mode = mode
+        self.refusal = refusal
         self.max_request_body_size = max_body_bytes
         self.max_request_header_size = 64 * 1024
 
     def bind_unix_socket(self, bind_addr: Any) -> None:
         """Make the socket under a private name, listen, then rename it over the final one."""
-        private = f"{bind_addr}.{os.getpid()}"
+        private = os.path.join(os.path.dirname(bind_addr), f".{os.getpid()}")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -132,7 +166,6 @@ class UnixServer(wsgi.Server):
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT; calls in flight are finished first. Needs the main thread."""
-
         stopping: list[threading.Thread] = []
 
         def stop(*_: object) -> None:

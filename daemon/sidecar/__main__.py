@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from brokervol.bundle import write_client
 from brokervol.server import UnixServer
-from sidecar.api import MAX_BODY_BYTES, create_app
+from sidecar.api import MAX_BODY_BYTES, create_app, refusal
 from sidecar.workspaces import CallerWorkspaces, Workspaces, read_workspaces
 from storage import catalog, linux
 from storage.configuration.exceptions import InvalidWorkspaceConfiguration
@@ -65,6 +65,7 @@ def _serve(options: argparse.Namespace) -> None:
             threads=_THREADS,
             timeout_s=_TIMEOUT_S,
             max_body_bytes=MAX_BODY_BYTES,
+            refusal=refusal,
         )
         _fill_directory(options)
         server.prepare()

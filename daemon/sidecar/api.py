@@ -28,7 +28,7 @@ _NDJSON = "application/x-ndjson"
 _PROBLEM = "application/problem+json"
 _LINES_A_BLOCK = 500
 
-MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_BODY_BYTES = 16 * 1024 * 1024  # some hundred thousand items
 
 T = TypeVar("T")
 B = TypeVar("B", bound=requests.Batch)
@@ -64,6 +64,13 @@ def _add_routes(app: Flask) -> None:
         ("delete", _batch(requests.Deletes, Workspace.delete)),
     ):
         app.add_url_rule(f"{one}/{verb}", endpoint=verb, view_func=view, methods=["POST"])
+
+
+def refusal(status: int, sentence: str) -> tuple[str, bytes]:
+    """The answer to what is no HTTP request; see `brokervol.server`."""
+    code = "too-large" if status in (413, 414) else "internal-error" if status == 500 else "invalid-request"
+    detail = f"the request is malformed: {sentence}"
+    return _PROBLEM, json.dumps({**problem(code, detail), "status": status}).encode("ascii")
 
 
 def _healthz() -> Response:

@@ -17,7 +17,7 @@ from brokervol.server import UnixServer
 from storage import linux
 from storage.definitions import DefinitionStore, definitions_path, mountpoint
 from storage.mountinfo import read_mounts
-from volumedriver.api import MAX_BODY_BYTES, create_app
+from volumedriver.api import MAX_BODY_BYTES, create_app, refusal
 from volumedriver.driver import Driver, Parts
 from volumedriver.errors import DriverError, StateUnavailable, reason
 from volumedriver.holders import holders
@@ -104,6 +104,7 @@ def _listening(path: str) -> UnixServer:
         threads=_THREADS,
         timeout_s=_IDLE_CONNECTION_S,
         max_body_bytes=MAX_BODY_BYTES,
+        refusal=refusal,
     )
     server.prepare()
     return server

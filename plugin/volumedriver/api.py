@@ -45,6 +45,12 @@ def create_app(driver: Driver) -> Flask:
     return app
 
 
+def refusal(status: int, sentence: str) -> tuple[str, bytes]:
+    """The answer to what is no HTTP request; see `brokervol.server`."""
+    del status
+    return _CONTENT_TYPE, json.dumps({"Err": f"the request is malformed: {sentence}"}).encode("ascii")
+
+
 class _Calls:
     """One method a call: reads the fields, asks the driver, names the result."""
 

@@ -375,6 +375,34 @@ def test_a_body_too_large_is_refused(api: Api) -> None:
     head = b"POST /v1/workspaces/data/delete HTTP/1.1\r\nHost: b\r\nContent-Length: 99999999999\r\n\r\n"
     answer = exchange(api.process.socket_path, head)
     assert re.match(rb"HTTP/1.1 413 ", answer)
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "too-large"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nno colon here\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nContent-Length: many\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nContent-Length: +5\r\n\r\n",
+        b"POST /v1/validate HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nHost: b\r\n\r\n",
+        b"POST /v1/validate HTTP/1.1\r\nHost: b\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+)
+def test_what_is_no_request_is_answered_with_a_problem(api: Api, sent: bytes) -> None:
+    head, _, body = exchange(api.process.socket_path, sent).partition(b"\r\n\r\n")
+    assert re.match(rb"HTTP/1.1 [45]\d\d ", head), head
+    assert b" 500 " not in head.splitlines()[0]
+    assert b"application/problem+json" in head
+    assert json.loads(body)["detail"]
+    assert api.get("/healthz").status == 200
 
 
 def test_many_requests_on_one_connection_and_at_once(api: Api) -> None:
