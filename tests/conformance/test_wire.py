@@ -597,7 +597,7 @@ def test_calls_in_flight_are_finished_when_the_driver_is_told_to_end(driver: Vol
             wait_until(lambda: not _accepts(driver.process.socket_path), "the driver to stop listening")
         for client in clients:
             assert b" 200 " in client.recv(65536)
-    assert driver.process.terminate() == 0
+    assert driver.process.wait() == 0
     assert len(driver.host.mounts()) == 1
 
 

@@ -42,6 +42,10 @@ class Running:
     def has_ended(self) -> bool:
         return self._process.poll() is not None
 
+    def wait(self) -> int:
+        """Wait until it has ended by itself; returns the exit code."""
+        return self._process.wait(_STOP_TIMEOUT_S)
+
     def terminate(self) -> int:
         """SIGTERM; returns the exit code."""
         return self._end(signal.SIGTERM)
