@@ -17,11 +17,12 @@ from typing import Any
 from brokervol.server import Connection
 from sidecar.caller import Caller, CallerView
 from storage.brokers.broker import Broker
+from storage.brokers.factory import get_broker_types
 from storage.configuration.exceptions import InvalidWorkspaceConfiguration
 from storage.configuration.workspace_configuration import WorkspaceConfiguration, load_broker
 from storage.definitions import Definition, DefinitionStore, mountpoint
 from storage.files import FileView, SelfView
-from storage.mountinfo import Mount, mount_at, read_mounts
+from storage.mountinfo import Mount, read_mounts
 
 # Options of a volume that say how it is made and mounted; all others configure its broker.
 _VOLUME_OPTIONS = frozenset(("create", "mode", "uid", "gid", "read_only", "mount_options"))
@@ -91,12 +92,15 @@ class CallerWorkspaces(Workspaces):
             raise
 
     def _held(self, view: CallerView) -> dict[str, Holding]:
-        own_mounts = read_mounts()
-        visible = {mount.mountpoint: mount for mount in view.mounts}.values()  # a later mount covers an earlier
+        published = {mount.mountpoint: mount for mount in read_mounts()}
+        visible = {mount.mountpoint: mount for mount in view.mounts}  # a later mount covers an earlier one
+        shown: dict[tuple[str, str], list[Mount]] = {}
+        for mount in visible.values():
+            shown.setdefault(mount.identity, []).append(mount)
         holdings = {}
         for definition in self._current():
-            token = mount_at(own_mounts, mountpoint(self._root, definition.name))
-            found = [mount for mount in visible if token and mount.shows_same_as(token)]
+            token = published.get(mountpoint(self._root, definition.name))
+            found = shown.get(token.identity, []) if token else []
             if found:
                 mount = min(found, key=lambda mount: mount.is_read_only)  # one that can be written, if there is
                 view.held[mount.mountpoint] = mount
@@ -104,12 +108,12 @@ class CallerWorkspaces(Workspaces):
         return holdings
 
     def _current(self) -> list[Definition]:
+        """The definitions that are workspaces: not the sidecar's own volume, nor what a newer version knows."""
         with self._lock:
             version = self._definitions.version()
             if version != self._version:
-                self._known = [
-                    found for found in self._definitions.load() if found.options.get("type") != "sidecar"
-                ]
+                types = get_broker_types()
+                self._known = [found for found in self._definitions.load() if found.options.get("type") in types]
                 self._version = version
             return self._known
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import ArgumentError, IntegrityError
 
 from storage.models import ScaleFile, scale_file, use_catalog
 
@@ -41,7 +41,7 @@ def configure(url: str) -> Catalog:
         url: an SQLAlchemy URL, `sqlite:////absolute/file.sqlite` or `postgresql+psycopg://...`.
 
     Raises:
-        sqlalchemy.exc.SQLAlchemyError: the database cannot be opened or upgraded.
+        sqlalchemy.exc.SQLAlchemyError: the database cannot be opened or upgraded, or the URL is none of one.
     """
     catalog = Catalog(url)
     catalog.upgrade()
@@ -184,7 +184,10 @@ def _file(row: Row[Any]) -> ScaleFile:
 
 def _engine(url: URL) -> Engine:
     if url.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
+        try:
+            return create_engine(url, pool_pre_ping=True)
+        except ImportError as error:
+            raise ArgumentError(f"the driver for {url.drivername} is not installed: {error}") from error
     engine = create_engine(url, connect_args={"timeout": _SQLITE_BUSY_TIMEOUT_S})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

@@ -26,9 +26,14 @@ class Mount:
     fs_type: str
     source: str
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Which directory of which file system is shown."""
+        return self.device, self.root
+
     def shows_same_as(self, other: Mount) -> bool:
         """Whether both mounts show the same directory of the same file system."""
-        return (self.device, self.root) == (other.device, other.root)
+        return self.identity == other.identity
 
 
 def read_mounts(path: str = "/proc/self/mountinfo") -> list[Mount]:

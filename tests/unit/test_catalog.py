@@ -12,6 +12,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from storage import catalog
 from storage.catalog import SCHEMA_VERSION, Catalog
@@ -144,3 +145,11 @@ def test_migrations_make_what_the_models_say_and_can_be_undone(tmp_path: Path) -
     opened.upgrade()
     opened.close()
     engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense", "floppy:///x", "postgresql+nodriver://h/d", "sqlite:////no/such/dir/c.sqlite"]
+)
+def test_a_database_that_cannot_be_used_is_an_error_of_sqlalchemy(url: str) -> None:
+    with pytest.raises(SQLAlchemyError):
+        Catalog(url).upgrade()
