@@ -19,6 +19,7 @@ from lab.directories import remove_chain
 from lab.hostile import ESCAPING_LINKS, REFUSED_PATHS, WEIRD_NAMES, exchange
 from storage import catalog
 from storage.brokers.broker import Broker, FileDetails, FileDownload, FileMove, FileUpload
+from storage.brokers.exceptions import InvalidBrokerConfiguration
 from storage.brokers.factory import get_broker, get_broker_types
 from storage.catalog import Catalog
 from storage.exceptions import AlreadyExists, InvalidPath, MissingFile, NoSpace, StorageError
@@ -30,7 +31,7 @@ OPERATIONS = ("download", "upload", "move from", "move to", "delete", "paths")
 class Backend:
     """A configured broker beside the place where its files really are, here a directory."""
 
-    def __init__(self, broker_type: str, directory: Path) -> None:
+    def __init__(self, broker_type: str, directory: Path, configuration: dict[str, str] | None = None) -> None:
         self.outside = directory
         self.disk = directory / "workspace"
         self.local = directory / "local"
@@ -39,7 +40,8 @@ class Backend:
         (directory / "secret").write_text("secret")
         self.volume_path = str(self.disk)
         self.broker: Broker = get_broker(broker_type)
-        self.broker.load_configuration({"type": broker_type, "host_path": self.volume_path})
+        self.configuration = configuration or {"host_path": self.volume_path}
+        self.broker.load_configuration({"type": broker_type, **self.configuration})
 
     def put(self, path: str, content: str = "content") -> ScaleFile:
         """A file that is there without the broker's help."""
@@ -97,7 +99,12 @@ class Backend:
         return found
 
 
-BACKENDS = {"host": Backend}
+def nfs(broker_type: str, directory: Path) -> Backend:
+    """An export is for its broker a mounted directory; mounts by the kernel are the driver's matter."""
+    return Backend(broker_type, directory, {"nfs_path": "server:/export"})
+
+
+BACKENDS = {"host": Backend, "nfs": nfs}
 
 
 @pytest.fixture
@@ -528,15 +535,54 @@ def test_the_first_failure_stops_and_what_was_done_is_saved(backend: Backend, re
     assert [file.file_path for file in records.page("w")] == ["one"]
 
 
-def test_configuration_is_validated(backend: Backend) -> None:
-    from storage.brokers.exceptions import InvalidBrokerConfiguration
+# type -> (key, wrong values, the volume of the right one)
+CONFIGURATIONS = {
+    "host": ("host_path", [None, 1, "", "rel", "/a/../b", "/a//b", "/a\0"], (None, "{disk}")),
+    "nfs": (
+        "nfs_path",
+        [
+            *(None, 1, "", "/export", "server", "server:", "server:export", ":/e", "a b:/e", "[::g]:/e", "::1:/e"),
+            *("-s:/e", "s;reboot:/e", "s:/e/../x", "s:/e\0", "[server]:/e"),
+        ],
+        ("nfs", "server:/export"),
+    ),
+}
 
-    for config in ({}, {"host_path": 1}, {"host_path": "rel"}, {"host_path": "/a/../b"}, {"host_path": "/a\0"}):
+
+def test_configuration_is_validated(backend: Backend) -> None:
+    key, wrong, (driver, remote_path) = CONFIGURATIONS[backend.broker.broker_type]
+    for value in wrong:
         for check in (backend.broker.validate_configuration, backend.broker.load_configuration):
-            with pytest.raises(InvalidBrokerConfiguration, match="host_path"):
-                check(config)
-    assert backend.broker.validate_configuration({"type": "host", "host_path": "/srv"}) == []
-    (warning,) = backend.broker.validate_configuration({"type": "host", "host_path": "/srv", "typo": 1})
+            with pytest.raises(InvalidBrokerConfiguration, match=key) as caught:
+                check({key: value} if value is not None else {})
+            assert caught.value.name == key
+    right = {"type": backend.broker.broker_type, **backend.configuration}
+    assert backend.broker.validate_configuration(right) == []
+    (warning,) = backend.broker.validate_configuration({**right, "typo": 1})
     assert "typo" in warning.description
-    assert backend.broker.volume is not None
-    assert (backend.broker.volume.driver, backend.broker.volume.host) == (None, True)
+    with pytest.raises(InvalidBrokerConfiguration, match="type"):
+        backend.broker.load_configuration({**right, "type": "other"})
+    volume = backend.broker.volume
+    assert volume is not None
+    assert (volume.driver, volume.remote_path) == (driver, remote_path.format(disk=backend.disk))
+    assert volume.host is (driver is None)
+
+
+@pytest.mark.parametrize(
+    "path", ["s:/", "s:/e/f/", "nas-1.example.org:/e", "10.0.0.1:/e", "[fe80::1%eth0]:/e", "[::1]:/"]
+)
+def test_nfs_paths_that_are_accepted(path: str) -> None:
+    broker = get_broker("nfs")
+    broker.load_configuration({"nfs_path": path})
+    assert broker.volume is not None
+    assert broker.volume.remote_path == path
+
+
+def test_every_registered_type_is_tested() -> None:
+    assert sorted(BACKENDS) == get_broker_types()
+
+
+def test_an_unknown_type_says_which_are_known() -> None:
+    for unknown in ("floppy", None, 1, ["host"]):
+        with pytest.raises(InvalidBrokerConfiguration, match="host"):
+            get_broker(unknown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from storage.brokers.broker import Broker
 from storage.brokers.exceptions import InvalidBrokerConfiguration
 from storage.brokers.host_broker import HostBroker
+from storage.brokers.nfs_broker import NfsBroker
 
 _BROKERS: dict[str, type[Broker]] = {}
 
@@ -37,3 +38,4 @@ def get_broker_types() -> list[str]:
 
 
 add_broker_type(HostBroker)
+add_broker_type(NfsBroker)
