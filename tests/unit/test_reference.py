@@ -1,4 +1,4 @@
-"""The names and signatures of the broker library's reference (storage.brokers, as its documentation lists them)."""
+"""The names and signatures of the reference of the broker library (storage.brokers)."""
 
 from __future__ import annotations
 
