@@ -23,6 +23,8 @@ from storage.definitions import DefinitionStore, definitions_path
 
 log = structlog.get_logger()
 
+_VIEWS = ("caller", "self")
+_LEVELS = ("debug", "info", "warning", "error")
 _THREADS = 32
 _TIMEOUT_S = 60
 
@@ -114,7 +116,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--view",
-        choices=("caller", "self"),
+        choices=_VIEWS,
         default=environment.get("BROKERVOL_VIEW", "caller"),
         help="whose paths and identity count: the caller's, or this process's [BROKERVOL_VIEW] (caller)",
     )
@@ -130,11 +132,14 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--log-level",
-        choices=("debug", "info", "warning", "error"),
+        choices=_LEVELS,
         default=environment.get("LOG_LEVEL", "info").lower(),
         help="least severity to log [LOG_LEVEL] (%(default)s)",
     )
     options = parser.parse_args(argv)
+    for name, accepted in (("view", _VIEWS), ("log_level", _LEVELS)):  # argparse trusts the environment's values
+        if getattr(options, name) not in accepted:
+            parser.error(f"{name} is {getattr(options, name)!r}; accepted are: {', '.join(accepted)}")
     options.root = os.path.realpath(options.root)  # as mountinfo shows it
     options.listen = options.listen or os.path.join(_volume_directory(options.root), "broker.sock")
     return options
