@@ -5,7 +5,7 @@ READY := .venv/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo plugin install check lab clean
+.PHONY: help test demo plugin install check root lab clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,7 +13,7 @@ help: ## show this
 test: lab check ## check, then run all tests; as root on Debian that installs what is missing (ARGS: to pytest)
 	$(BIN)/pytest $(ARGS)
 
-demo: lab $(READY) ## show it at work on a private engine, which is gone afterwards
+demo: root lab $(READY) ## show it at work on a private engine, which is gone afterwards
 	@PYTHONPATH=tests:plugin $(BIN)/python tests/demo.py
 
 plugin: $(READY) ## build the managed plugin and create it in this machine's engine (ARGS: see plugin/build.py)
@@ -26,6 +26,9 @@ check: $(READY) ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+root:
+	@$(PYTHON) tests/lab/prerequisites.py root
 
 lab: ## install what the system tests and the demo need (root, apt-get)
 	@$(PYTHON) tests/lab/prerequisites.py

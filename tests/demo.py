@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+import build
 from lab import images
 from lab.directories import temporary_directory
-from lab.engine import Engine
+from lab.engine import Engine, LabError, traces
 from lab.stage import stage
 from storage.mountinfo import read_mounts
 
@@ -159,58 +159,53 @@ def be_refused(shell: Shell, data: Path) -> None:
     shell("docker exec task rm /run/brokervol/broker.sock", code=1, expects="Read-only file system")
 
 
-@contextmanager
-def nothing_left() -> Iterator[None]:
-    """Compare what this machine has before and after: mounts, processes and network namespaces."""
-    before = traces()
-    yield
-    deadline = time.monotonic() + 10
-    while (left := traces() - before) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    say("What is left on this machine that was not there before:")
-    print("\n".join(sorted(left)) or "nothing: no mount, no process, no network namespace")
+def check_nothing_left(places: dict[Path, str]) -> None:
+    """See that no process, mount, cgroup or file is left of directories and of the engines' cgroups in them.
+
+    Network namespaces live by their processes and by mounts, so those two tell of them as well.
+    """
+    left = [trace for directory, cgroup in places.items() for trace in traces(directory, cgroup)]
+    left += [
+        f"mount {mount.mountpoint}"
+        for mount in read_mounts()
+        if "brokervol-lab-" in f"{mount.root}{mount.mountpoint}"
+    ]
+    say("What is left on this machine of the engine, its containers and the directory:")
+    print("\n".join(left) or "nothing: no mount, no process, no network namespace, no cgroup, no file")
     if left:
         raise DemoFailed("the demo left something behind")
 
 
-def traces() -> set[str]:
-    found = {f"mount {mount.mountpoint}" for mount in read_mounts()}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            name = (process / "comm").read_text().strip()
-            network = os.readlink(process / "ns" / "net")
-        except OSError:
-            continue  # gone meanwhile
-        found.add(f"network namespace {network}")
-        if name in ("dockerd", "containerd", "containerd-shim", "brokervol") or "brokervol" in command_line(
-            process
-        ):
-            found.add(f"process {process.name} {name}")
-    return found
-
-
-def command_line(process: Path) -> str:
+def show() -> None:
+    """Play on a stage, and see that all of it is gone afterwards, also when something went wrong."""
+    places: dict[Path, str] = {}
     try:
-        return (process / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-    except OSError:
-        return ""
+        with temporary_directory() as directory:
+            places[directory] = "no cgroup"
+            data = directory / "imagery"
+            shutil.copytree(REPOSITORY / "docs", data)
+            data.chmod(0o755)
+            print(
+                "Starting a private Docker engine and building the plugin (a minute the first time):", flush=True
+            )
+            with stage() as engine:
+                places[engine.directory] = engine.cgroup
+                play(Shell(engine), data)
+    finally:
+        check_nothing_left(places)
 
 
 def main() -> int:
     start = time.monotonic()
-    if os.geteuid() != 0:
-        print("the demo starts an engine of its own and needs root", file=sys.stderr)
-        return 1
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     try:
-        with nothing_left(), temporary_directory() as directory:
-            data = directory / "imagery"
-            shutil.copytree(REPOSITORY / "docs", data)
-            print("Starting a private Docker engine and building the plugin (some minutes the first time):")
-            with stage() as engine:
-                play(Shell(engine), data)
-    except DemoFailed as error:
+        show()
+    except (DemoFailed, LabError, build.BuildFailed) as error:
         print(f"\ndemo failed: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ndemo interrupted; everything was removed", file=sys.stderr)
+        return 130
     print(f"\n{bold('All of it happened as said')}, in {time.monotonic() - start:.0f} s.")
     return 0
 

@@ -26,14 +26,42 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _LONGEST_SOCKET_PATH = 107
+_LONGEST_LINE = 8192
 
 
 # What a malformed request is answered: from status and sentence to content type and body.
 Refusal = Callable[[int, str], tuple[str, bytes]]
 
 
+class _Headers(dict[bytes, bytes]):
+    """Headers of a request, of which one may not be said twice."""
+
+    def __setitem__(self, name: bytes, value: bytes) -> None:
+        if name in (b"Content-Length", b"Transfer-Encoding") and name in self:
+            raise ValueError(f"{name.decode()} is given twice")
+        super().__setitem__(name, value)
+
+
+class _ShortLines:
+    """What is read from a connection, with lines (of chunk sizes and trailers) that cannot fill the memory."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.read = file.read
+
+    def readline(self, size: int | None = None) -> bytes:
+        line: bytes = self._file.readline(min(size or _LONGEST_LINE, _LONGEST_LINE))
+        if len(line) == _LONGEST_LINE:
+            raise ValueError("a line of the chunked body is too long")
+        return line
+
+
 class _Request(cheroot_server.HTTPRequest):
     """A request whose errors of HTTP itself are told in the server's own form, and whose length is certain."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.inheaders = _Headers()
 
     def read_request_headers(self) -> Any:
         if not super().read_request_headers():  # type: ignore[no-untyped-call]
@@ -44,6 +72,17 @@ class _Request(cheroot_server.HTTPRequest):
             self.simple_response("400 Bad Request", "Content-Length is not a number, or stands beside chunks")
             return False
         return True
+
+    def respond(self) -> None:
+        if not self.chunked_read:
+            super().respond()
+            return
+        self.rfile = cheroot_server.ChunkedRFile(_ShortLines(self.conn.rfile), self.server.max_request_body_size)
+        self.close_connection = True  # what is left of a body that was not read to its end is no request
+        self.server.gateway(self).respond()
+        self.ensure_headers_sent()
+        if self.chunked_write:
+            self.conn.wfile.write(b"0\r\n\r\n")
 
     def simple_response(self, status: str, msg: str = "") -> None:
         code = int(status[:3])
@@ -102,6 +141,7 @@ class UnixServer(wsgi.Server):
         timeout_s: how long a client may be silent, in the middle of a request or between two.
         max_body_bytes: larger request bodies are answered 413.
         refusal: the answer to what is not even a request.
+        accepted: called with each new connection, before anything is read from it.
 
     Raises:
         OSError: from `prepare()`, where the socket cannot be made.
@@ -120,6 +160,7 @@ class UnixServer(wsgi.Server):
         timeout_s: int,
         max_body_bytes: int,
         refusal: Refusal,
+        accepted: Callable[[Connection], None] = lambda _: None,
     ) -> None:
         if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
             raise OSError(f"the socket path {path} is longer than the {_LONGEST_SOCKET_PATH} bytes Linux allows")
@@ -134,7 +175,9 @@ class UnixServer(wsgi.Server):
         self.gateway = _Gateway
         self.mode = mode
         self.refusal = refusal
-        self.max_request_body_size = max_body_bytes
+        self.accepted = accepted
+        # The application refuses first, in its own words; this bounds what it does not read.
+        self.max_request_body_size = max_body_bytes + 64 * 1024
         self.max_request_header_size = 64 * 1024
 
     def bind_unix_socket(self, bind_addr: Any) -> None:
@@ -159,6 +202,7 @@ class UnixServer(wsgi.Server):
             super().process_conn(conn)
         else:
             conn.has_waited = True
+            self.accepted(conn)
             self.put_conn(conn)
 
     def error_log(self, msg: str = "", level: int = 20, traceback: bool = False) -> None:

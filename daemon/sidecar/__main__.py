@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _serve(options)
     except (InvalidWorkspaceConfiguration, OSError, SQLAlchemyError, sqlite3.Error) as error:
-        print(f"brokervol sidecar: {error}", file=sys.stderr)
+        print(f"brokervol sidecar: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1
     return 0
 
@@ -68,6 +68,7 @@ def _serve(options: argparse.Namespace) -> None:
             timeout_s=_TIMEOUT_S,
             max_body_bytes=MAX_BODY_BYTES,
             refusal=refusal,
+            accepted=workspaces.accepted,
         )
         _fill_directory(options)
         server.prepare()

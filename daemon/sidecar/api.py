@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ _NDJSON = "application/x-ndjson"
 _PROBLEM = "application/problem+json"
 _LINES_A_BLOCK = 500
 
-MAX_BODY_BYTES = 16 * 1024 * 1024  # some hundred thousand items
+MAX_BODY_BYTES = 4 * 1024 * 1024
 
 T = TypeVar("T")
 B = TypeVar("B", bound=requests.Batch)
@@ -37,6 +38,7 @@ B = TypeVar("B", bound=requests.Batch)
 def create_app(workspaces: Workspaces, catalog: Catalog) -> Flask:
     """The application; `workspaces` says what a caller holds, `catalog` keeps the records."""
     app = Flask("sidecar", static_folder=None)
+    app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.extensions["workspaces"] = workspaces
     app.extensions["catalog"] = catalog
@@ -151,12 +153,27 @@ def _paths(name: str) -> Response:
 def _batch(shape: type[B], work: Callable[[Workspace, B], Iterator[Outcome]]) -> Callable[[str], Response]:
     def view(name: str) -> Response:
         batch = requests.parse_body(request.get_data(), shape)
-        outcomes = work(_open(name), batch)
+        outcomes = _while_wanted(work(_open(name), batch))
         if _wants_lines():
             return _lines((outcome.to_json() for outcome in outcomes), block=1)
         return _batch_answer(list(outcomes), goes_on=batch.on_error == "continue")
 
     return view
+
+
+def _while_wanted(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    """The outcomes until the client hangs up: nothing more is done then for nobody to know."""
+    connection = request.environ["brokervol.connection"]
+
+    def wanted() -> Iterator[Outcome]:
+        while not connection.is_peer_gone():
+            outcome = next(outcomes, None)
+            if outcome is None:
+                return
+            yield outcome
+        log.info("the client is gone, the rest of its batch is not done")
+
+    return wanted()
 
 
 def _batch_answer(outcomes: list[Outcome], *, goes_on: bool) -> Response:
@@ -232,9 +249,20 @@ def _after(cursor: str, kind: type[T], first: T) -> T:
         found = json.loads(base64.urlsafe_b64decode(cursor.encode("ascii")))
     except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, kind):
+    if type(found) is not kind or not _is_storable(found):
         raise InvalidRequest("cursor: it is not one of ours; take `next_cursor` of the page before as it is")
     return found
+
+
+def _is_storable(value: object) -> bool:
+    """Whether a name can be a file's, or a number a record's id."""
+    if isinstance(value, int):
+        return 0 <= value < 2**63
+    try:
+        os.fsencode(str(value))
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _problem(code: str, detail: str, extra: dict[str, Any] | None = None) -> Response:

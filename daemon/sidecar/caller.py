@@ -8,6 +8,7 @@ through descriptors (pidfd, /proc/<pid>) that belong to that one process.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -18,6 +19,7 @@ from typing import NoReturn
 
 import structlog
 
+from brokervol.server import Connection
 from storage import linux
 from storage.exceptions import InvalidPath, PermissionDenied
 from storage.files import WORKSPACE_RESOLVE, Directory, FileView
@@ -105,15 +107,23 @@ class Caller:
         return read_mounts(f"/proc/self/fd/{self._proc}/mountinfo")
 
     def file_capabilities(self) -> int:
-        """The capabilities over files that the process has now; none if they count only in its user namespace."""
+        """The capabilities over files that are lent for the caller: those that a root process has itself.
+
+        Only root lends any, then and now: anybody may exec a set-user-id program on the connected process and
+        would lend what that program has. And the user namespace is looked at last: capabilities in one that was
+        just made are none here, and nobody comes back from it.
+        """
+        status = self._status()
+        users = {self.uid, *(int(user) for user in status["Uid"].split())}
         ours, theirs = os.stat("/proc/self/ns/user"), os.stat("ns/user", dir_fd=self._proc)
-        if (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino):
+        if users != {0} or (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino):
             return 0
+        return int(status["CapEff"], 16) & _FILE_CAPABILITIES
+
+    def _status(self) -> dict[str, str]:
         with open(f"/proc/self/fd/{self._proc}/status", encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if line.startswith("CapEff:"):
-                    return int(line.split()[1], 16) & _FILE_CAPABILITIES
-        return 0
+            fields = (line.partition(":\t") for line in lines)
+            return {name: value.strip() for name, _, value in fields}
 
     @contextmanager
     def identity(self) -> Iterator[None]:
@@ -177,11 +187,35 @@ class CallerView(FileView):
         return directory
 
 
+def caller_of(connection: Connection) -> Caller:
+    """The caller at the other end, found out when the connection was accepted; see `identify`.
+
+    Raises:
+        PermissionDenied: it could not be identified, or had exited by then.
+    """
+    if isinstance(connection.peer, Caller):
+        return connection.peer
+    raise connection.peer if isinstance(connection.peer, PermissionDenied) else CallerGone("nobody has called")
+
+
+def identify(connection: Connection) -> None:
+    """Find out who is at the other end and keep it with the connection. Call at accept: the caller must not
+    choose the moment, since before Linux 6.5 its pid is all there is to go by, and pids come again."""
+    try:
+        caller = Caller(connection.socket)
+    except PermissionDenied as error:
+        connection.peer = error
+    else:
+        connection.peer = caller
+        connection.on_close.append(caller.close)
+
+
 def _peer_pidfd(connection: socket.socket, pid: int) -> int:
     try:
         return connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-    except OSError:  # before Linux 6.5
-        pass
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:  # what a kernel before 6.5 says; others say that it is gone
+            raise CallerGone("the calling process has exited") from error
     try:
         return os.pidfd_open(pid)
     except OSError as error:

@@ -57,7 +57,9 @@ class Workspace:
         """
         holding = session.holdings.get(name)
         if holding is None:
-            raise UnknownWorkspace(f"there is no workspace {quoted(name)} here; GET /v1/workspaces lists yours")
+            raise UnknownWorkspace(
+                f"there is no workspace {quoted(name)} here: none of that name is mounted in your container"
+            )
         self.holding = holding
         self.broker: Broker = holding.broker(session.view)
         self._catalog = catalog
@@ -98,8 +100,9 @@ class Workspace:
     def delete(self, batch: requests.Deletes) -> Iterator[Outcome]:
         def one(item: requests.Delete) -> ScaleFile:
             self._check_writable()
-            file = self._file(item)
-            self.broker.delete_files(self._volume_path, [file], update_model=batch.update_model)
+            file = self._file(item, deleted_too=True)
+            if not file.is_deleted:  # else a new file may be at the path of the old
+                self.broker.delete_files(self._volume_path, [file], update_model=batch.update_model)
             return file
 
         return _outcomes(batch.files, one, batch.on_error)
@@ -128,8 +131,8 @@ class Workspace:
         if self.holding.is_read_only:
             raise ReadOnly(f"workspace {quoted(self.holding.name)} is mounted read-only for you")
 
-    def _file(self, name: requests.FileName) -> ScaleFile:
-        """The record of a file, or a new unsaved one for a path that has none yet."""
+    def _file(self, name: requests.FileName, *, deleted_too: bool = False) -> ScaleFile:
+        """The live record of a file, or a new unsaved one for a path that has none yet."""
         workspace = self.holding.name
         if name.file_path is not None:
             _check_text(name.file_path)
@@ -142,6 +145,8 @@ class Workspace:
             found = self._catalog.find_uuid(workspace, name.uuid or "")
         if found is None:
             raise MissingFile(f"no record of workspace {quoted(workspace)} has {name.label}")
+        if found.is_deleted and not deleted_too:
+            raise MissingFile(f"the file with {name.label} was deleted")
         return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -11,14 +12,18 @@ import msgspec
 from sidecar.errors import InvalidRequest
 
 _PathText = Annotated[str, msgspec.Meta(max_length=4096)]
+_Id = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+_Uuid = Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z-]{1,64}$")]
+_MediaType = Annotated[str, msgspec.Meta(pattern="^[ -~]{0,255}$")]
+_Files = msgspec.Meta(max_length=10_000)
 
 
 class FileName(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A file of the workspace, named in exactly one way."""
 
     file_path: _PathText | None = None
-    id: int | None = None
-    uuid: str | None = None
+    id: _Id | None = None
+    uuid: _Uuid | None = None
 
     def __post_init__(self) -> None:
         if sum(name is not None for name in (self.file_path, self.id, self.uuid)) != 1:
@@ -40,7 +45,7 @@ class Download(FileName, forbid_unknown_fields=True, kw_only=True):
 class Upload(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     local_path: _PathText
     file_path: _PathText
-    media_type: str = ""
+    media_type: _MediaType = ""
 
     @property
     def label(self) -> str:
@@ -62,27 +67,27 @@ class Batch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Downloads(Batch, forbid_unknown_fields=True, kw_only=True):
-    files: list[Download]
+    files: Annotated[list[Download], _Files]
     overwrite: bool = True
 
 
 class Uploads(Batch, forbid_unknown_fields=True, kw_only=True):
-    files: list[Upload]
+    files: Annotated[list[Upload], _Files]
     overwrite: bool = True
 
 
 class Moves(Batch, forbid_unknown_fields=True, kw_only=True):
-    files: list[Move]
+    files: Annotated[list[Move], _Files]
     overwrite: bool = True
 
 
 class Deletes(Batch, forbid_unknown_fields=True, kw_only=True):
-    files: list[Delete]
+    files: Annotated[list[Delete], _Files]
     update_model: bool = True
 
 
 class Paths(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    files: list[FileName]
+    files: Annotated[list[FileName], _Files]
 
 
 class Validation(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -105,6 +110,9 @@ class CatalogQuery(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 T = TypeVar("T")
 
+# A body of brackets becomes thirty times its size in objects: few are parsed at once.
+_PARSING = threading.BoundedSemaphore(4)
+
 
 def parse_body(body: bytes, shape: type[T]) -> T:
     """The JSON body as `shape`.
@@ -114,12 +122,13 @@ def parse_body(body: bytes, shape: type[T]) -> T:
     """
     if not body:
         raise InvalidRequest("the request has no body; a JSON object is needed")
-    try:
-        # json, not msgspec's decoder: file names that are not UTF-8 travel as lone surrogates.
-        found = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from error
-    return _convert(found, shape, strict=True)
+    with _PARSING:
+        try:
+            # json, not msgspec's decoder: file names that are not UTF-8 travel as lone surrogates.
+            found = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(f"the body is not JSON: {error}") from error
+        return _convert(found, shape, strict=True)
 
 
 def parse_query(values: dict[str, str], shape: type[T]) -> T:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from brokervol.server import Connection
-from sidecar.caller import Caller, CallerView
+from sidecar.caller import CallerView, caller_of, identify
 from storage.brokers.broker import Broker
 from storage.brokers.factory import get_broker_types
 from storage.configuration.exceptions import InvalidWorkspaceConfiguration
@@ -65,6 +65,10 @@ class Workspaces(ABC):
     """Finds out what a caller holds."""
 
     @abstractmethod
+    def accepted(self, connection: Connection) -> None:
+        """Look at a new connection, before anything is read from it."""
+
+    @abstractmethod
     def session(self, connection: Connection) -> Session:
         """The session of a request on `connection`.
 
@@ -83,8 +87,11 @@ class CallerWorkspaces(Workspaces):
         self._version = -1
         self._known: list[Definition] = []
 
+    def accepted(self, connection: Connection) -> None:
+        identify(connection)
+
     def session(self, connection: Connection) -> Session:
-        view = CallerView(_caller(connection))
+        view = CallerView(caller_of(connection))
         try:
             return Session(self._held(view), view)
         except BaseException:
@@ -124,6 +131,9 @@ class SelfWorkspaces(Workspaces):
     def __init__(self, holdings: Mapping[str, Holding]) -> None:
         self._holdings = holdings
         self._view = SelfView()
+
+    def accepted(self, connection: Connection) -> None:
+        pass
 
     def session(self, connection: Connection) -> Session:
         del connection
@@ -169,13 +179,3 @@ def _self_holding(path: str, name: str, entry: object) -> Holding:
 def _holding(definition: Definition, mount: Mount) -> Holding:
     configuration = {key: value for key, value in definition.options.items() if key not in _VOLUME_OPTIONS}
     return Holding(definition.name, configuration, mount.mountpoint, mount.is_read_only)
-
-
-def _caller(connection: Connection) -> Caller:
-    """Who is at the other end: asked once a connection, since the kernel fixes it at connect time."""
-    if connection.peer is None:
-        caller = Caller(connection.socket)
-        connection.peer = caller
-        connection.on_close.append(caller.close)
-    found: Caller = connection.peer
-    return found

@@ -19,7 +19,7 @@ from itertools import islice
 from types import TracebackType
 
 from storage import linux
-from storage.exceptions import InvalidPath
+from storage.exceptions import AlreadyExists, InvalidPath
 from storage.os_errors import os_errors, quoted
 
 DIRECTORY_MODE = 0o755
@@ -82,6 +82,25 @@ class Directory:
         """The directory at `path` below this one, itself confining."""
         return Directory(self.open(path, os.O_PATH | os.O_DIRECTORY), self.resolve)
 
+    def refuse_mountpoint(self, name: str) -> None:
+        """Refuse a name in this directory at which something is mounted, before it is renamed or removed.
+
+        The kernel says EBUSY for a mountpoint of one's own mount namespace only. Acting in a caller's, it would
+        detach the mount: a mask or a file that the operator put there.
+
+        Raises:
+            AlreadyExists: something is mounted there.
+        """
+        try:
+            resolve = self.resolve | linux.RESOLVE_NO_XDEV
+            os.close(linux.openat2(self.fd, name, os.O_PATH | os.O_NOFOLLOW, resolve))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                raise AlreadyExists(f"something is mounted at {quoted(name)}") from error
+            raise
+
     def open_regular(self, path: str) -> int:
         """A descriptor for reading the regular file at `path`, symbolic links followed within the limits.
 
@@ -97,7 +116,8 @@ class Directory:
                 raise InvalidPath(f"{quoted(path)} is not a regular file")
             if linux.file_system_type(found) in _PSEUDO_FILE_SYSTEMS:
                 raise InvalidPath(f"{quoted(path)} is a pseudo-file of the kernel, not data")
-            return linux.reopen(found, os.O_RDONLY)
+            # O_NONBLOCK: a lease that somebody holds on the file would otherwise stop this thread for 45 s.
+            return linux.reopen(found, os.O_RDONLY | os.O_NONBLOCK)
         finally:
             os.close(found)
 
@@ -118,19 +138,16 @@ class Directory:
                 block fails.
         """
         head, _, name = path.rpartition("/")
-        made: list[tuple[int, str]] = []
+        made: list[str] = []
         try:
             with self._made(head, made) if create else self.directory(head) as found:
                 yield found, name
         except BaseException:
-            _remove_made(made)
+            self._remove_made(made)
             raise
-        finally:
-            for fd, _ in made:
-                os.close(fd)
 
-    def _made(self, path: str, made: list[tuple[int, str]]) -> Directory:
-        """The directory at `path`; what had to be made is appended to `made` as (parent descriptor, name)."""
+    def _made(self, path: str, made: list[str]) -> Directory:
+        """The directory at `path`; the paths of what had to be made are appended to `made`."""
         names = path.split("/") if path else []
         missing: list[str] = []
         while True:  # upwards to the deepest directory that is there
@@ -143,10 +160,16 @@ class Directory:
                 missing.append(names.pop())
         while missing:
             with found as above:
-                name = missing.pop()
-                _make_directory(above, name, made)
-                found = above.directory(name)
+                names.append(missing.pop())
+                if _make_directory(above, names[-1]):
+                    made.append("/".join(names))
+                found = above.directory(names[-1])
         return found
+
+    def _remove_made(self, made: list[str]) -> None:
+        for path in reversed(made):
+            with contextlib.suppress(OSError), self.parent(path) as (parent, name):  # somebody may use it by now
+                os.rmdir(name, dir_fd=parent.fd)
 
     def scan(self, path: str, batch: int = 1000) -> Generator[list[os.DirEntry[str]], None, None]:
         """The entries of the directory at `path`, unsorted, at most `batch` at a time."""
@@ -285,21 +308,18 @@ def _below_root(path: str) -> str:
     return path.lstrip("/")
 
 
-def _make_directory(above: Directory, name: str, made: list[tuple[int, str]]) -> None:
-    with contextlib.suppress(FileExistsError):
+def _make_directory(above: Directory, name: str) -> bool:
+    """Make a directory, unless somebody just has; whether it was made."""
+    try:
         os.mkdir(name, DIRECTORY_MODE, dir_fd=above.fd)
-        made.append((os.dup(above.fd), name))
-        fd = os.open(name, os.O_RDONLY | _O_DIRECTORY, dir_fd=above.fd)
-        try:
-            os.fchmod(fd, DIRECTORY_MODE)  # the umask may have taken bits away
-        finally:
-            os.close(fd)
-
-
-def _remove_made(made: list[tuple[int, str]]) -> None:
-    for fd, name in reversed(made):
-        with contextlib.suppress(OSError):  # somebody else uses it by now
-            os.rmdir(name, dir_fd=fd)
+    except FileExistsError:
+        return False
+    fd = os.open(name, os.O_RDONLY | _O_DIRECTORY, dir_fd=above.fd)
+    try:
+        os.fchmod(fd, DIRECTORY_MODE)  # the umask may have taken bits away
+    finally:
+        os.close(fd)
+    return True
 
 
 def is_gone(error: OSError) -> bool:

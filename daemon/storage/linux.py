@@ -126,6 +126,11 @@ def reopen(fd: int, flags: int) -> int:
     return os.open(str(fd), flags, dir_fd=_own_descriptors.fd)
 
 
+def link(fd: int, name: str, *, dir_fd: int) -> None:
+    """Give the file of `fd`, which may have none, the new name `name` in `dir_fd`."""
+    os.link(str(fd), name, src_dir_fd=_own_descriptors.fd, dst_dir_fd=dir_fd, follow_symlinks=True)
+
+
 def change_mode(fd: int, mode: int) -> None:
     """fchmod(2) that also takes an O_PATH descriptor."""
     os.chmod(str(fd), mode, dir_fd=_own_descriptors.fd)

@@ -28,16 +28,16 @@ def write_file(directory: Directory, path: str, source: int, *, overwrite: bool)
         The size in bytes.
 
     Raises:
-        AlreadyExists: a directory is at `path`, or anything is and `overwrite` is false.
+        AlreadyExists: a directory or a mount is at `path`, or anything is and `overwrite` is false.
         OSError: of the kernel; nothing is left behind then.
     """
     with directory.parent(path, create=True) as (parent, name):
         refuse_directory(parent, name)
-        with _temporary(parent) as (target, temporary):
-            size = copy_contents(source, target)
-            os.fchmod(target, FILE_MODE)
-            os.fsync(target)
-            publish(parent, temporary, parent, name, overwrite=overwrite)
+        with _unfinished(parent) as file:
+            size = copy_contents(source, file.fd)
+            os.fchmod(file.fd, FILE_MODE)
+            os.fsync(file.fd)
+            file.publish(name, overwrite=overwrite)
         parent.sync()
     return size
 
@@ -47,15 +47,18 @@ def write_link(parent: Directory, name: str, destination: str, *, overwrite: boo
     refuse_directory(parent, name)
     temporary = _temporary_name()
     os.symlink(destination, temporary, dir_fd=parent.fd)
-    try:
+    with _removed_on_failure(parent, temporary):
         publish(parent, temporary, parent, name, overwrite=overwrite)
-    except BaseException:
-        _remove_quietly(parent, temporary)
-        raise
 
 
 def publish(source: Directory, old: str, target: Directory, new: str, *, overwrite: bool) -> None:
-    """Rename `old` in `source` to `new` in `target`; what is there is replaced only if `overwrite`."""
+    """Rename `old` in `source` to `new` in `target`; what is there is replaced only if `overwrite`.
+
+    Raises:
+        AlreadyExists: something is mounted at one of them.
+    """
+    source.refuse_mountpoint(old)
+    target.refuse_mountpoint(new)
     if overwrite:
         os.rename(old, new, src_dir_fd=source.fd, dst_dir_fd=target.fd)
     else:
@@ -118,18 +121,50 @@ def _copy_some(source: int, target: int, offset: int, count: int) -> int:
     return os.pwrite(target, block, offset)
 
 
+class _Unfinished:
+    """A new file in `parent`, without a name where the file system can do that, so that a crash leaves nothing."""
+
+    def __init__(self, parent: Directory) -> None:
+        self._parent = parent
+        self._name = ""
+        try:
+            self.fd = os.open(".", os.O_WRONLY | os.O_TMPFILE, 0o600, dir_fd=parent.fd)
+        except OSError as error:
+            if error.errno not in _NO_TMPFILE:
+                raise
+            self._name = _temporary_name()
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            self.fd = os.open(self._name, flags, 0o600, dir_fd=parent.fd)
+
+    def publish(self, name: str, *, overwrite: bool) -> None:
+        """Give the file its name, in one step."""
+        if not self._name:
+            self._name = _temporary_name()
+            linux.link(self.fd, self._name, dir_fd=self._parent.fd)
+        publish(self._parent, self._name, self._parent, name, overwrite=overwrite)
+        self._name = ""
+
+    def close(self) -> None:
+        if self._name:
+            _remove_quietly(self._parent, self._name)
+        os.close(self.fd)
+
+
+# What file systems without nameless files say (NFS, older overlayfs), and kernels to a directory's name.
+_NO_TMPFILE = frozenset((errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL))
+
+
+def _unfinished(parent: Directory) -> contextlib.closing[_Unfinished]:
+    return contextlib.closing(_Unfinished(parent))
+
+
 @contextmanager
-def _temporary(parent: Directory) -> Iterator[tuple[int, str]]:
-    """A new file in `parent`, as (descriptor, name); unlinked at the end unless it was renamed by then."""
-    name = _temporary_name()
-    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=parent.fd)
+def _removed_on_failure(parent: Directory, name: str) -> Iterator[None]:
     try:
-        yield fd, name
+        yield
     except BaseException:
         _remove_quietly(parent, name)
         raise
-    finally:
-        os.close(fd)
 
 
 def _temporary_name() -> str:

@@ -19,7 +19,14 @@ def temporary_directory() -> Iterator[Path]:
     """
     directory = Path(tempfile.mkdtemp(prefix="bv-"))
     directory.chmod(0o755)
-    yield directory
+    try:
+        yield directory
+    finally:
+        remove_tree(directory)
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a directory of ours, unless anything is mounted below it."""
     leaked = [mount.mountpoint for mount in read_mounts() if mount.mountpoint.startswith(f"{directory}/")]
     assert not leaked, f"mounts leaked, nothing below is removed: {leaked}"
     shutil.rmtree(directory)

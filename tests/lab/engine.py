@@ -26,7 +26,7 @@ import requests
 from docker.errors import DockerException
 from docker.models.containers import Container
 
-from lab import keeper
+from lab import keeper, prerequisites
 from lab.unix_http import request
 from storage import mountinfo
 
@@ -66,6 +66,7 @@ class _Keeper:
     def __init__(self, directory: Path, cgroup: str) -> None:
         self._process = subprocess.Popen(
             [sys.executable, keeper.__file__, str(directory), cgroup],
+            env={**os.environ, "PATH": prerequisites.search_path()},  # a plain `su` leaves sbin out
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -296,3 +297,17 @@ def inside(container: Container, *command: str, user: str = "") -> Result:
     assert isinstance(exit_code, int)
     assert isinstance(output, bytes)
     return Result(exit_code, output.decode(errors="replace"))
+
+
+def traces(directory: Path, cgroup: str) -> list[str]:
+    """What of an engine in `directory` can be seen from outside: processes, mounts, cgroups, files."""
+    found = [str(directory)] if directory.exists() else []
+    found += [str(path) for path in keeper.cgroups(cgroup)]
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            told = (process / "cmdline").read_bytes() + (process / "mountinfo").read_bytes()
+        except OSError:
+            continue  # ended meanwhile
+        if os.fsencode(directory) in told and process.name != str(os.getpid()):
+            found.append(str(process))
+    return found

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import shutil
@@ -108,11 +109,28 @@ def _end_all() -> None:
         _reap()
 
 
+def cgroups(name: str) -> list[Path]:
+    """Every cgroup of this name, in whatever hierarchies there are. Others may come and go meanwhile."""
+    return [Path(group, name) for group, children, _ in os.walk(_CGROUPS) if name in children]
+
+
 def _remove_cgroups(names: list[str]) -> None:
     for name in names:
-        for top in _CGROUPS.rglob(name):
+        for top in cgroups(name):
             for group, _, _ in os.walk(top, topdown=False):
-                os.rmdir(group)
+                with contextlib.suppress(FileNotFoundError):
+                    os.rmdir(group)
+
+
+def _remove_made(made: list[str], lock: int) -> None:
+    """Remove the empty directories that were made to mount on, unless another laboratory has its mounts there:
+    to remove a directory takes away what is mounted on it in other mount namespaces."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    for path in made:
+        os.rmdir(path)
 
 
 def _remove(directory: Path) -> None:
@@ -131,17 +149,18 @@ def main(directory: Path, cgroup: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+    lock = os.open("/run", os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(lock, fcntl.LOCK_SH)  # several laboratories may run at once
     made = [path for path in _PRIVATE if not os.path.exists(path)]
     try:
         for path in made:
-            os.makedirs(path)
+            os.makedirs(path, exist_ok=True)
         _serve(_start_anchor(list(_PRIVATE)), directory / "dockerd.log")
     finally:
         _end_all()
         plugins = [path.name for path in (directory / "data" / "plugins").glob("*") if len(path.name) == 64]
         _remove_cgroups([cgroup, *plugins])
-        for path in made:
-            os.rmdir(path)
+        _remove_made(made, lock)
         _remove(directory)
 
 

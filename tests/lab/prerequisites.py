@@ -17,7 +17,11 @@ PACKAGES = {
     "mmdebstrap": "mmdebstrap",
     "busybox-static": "/usr/share/doc/busybox-static",
 }
-_PATH = os.defpath + ":/usr/local/sbin:/usr/sbin:/sbin"
+
+
+def search_path() -> str:
+    """PATH with the places of system programs, which a plain `su` leaves out."""
+    return f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def missing() -> list[str]:
@@ -37,7 +41,7 @@ def absence() -> str:
 def _is_there(file: str) -> bool:
     if file.startswith("/"):
         return os.path.exists(file)
-    return shutil.which(file, path=f"{os.environ.get('PATH', '')}:{_PATH}") is not None
+    return shutil.which(file, path=search_path()) is not None
 
 
 def _has_venv() -> bool:
@@ -53,19 +57,34 @@ def install(packages: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """`venv` as argument: what a virtual environment needs; none: what the laboratory needs."""
-    needed = missing() if arguments != ["venv"] else [] if _has_venv() else ["python3-venv"]
+    """`venv`: what a virtual environment needs; `root`: only look whether this is root; none: the laboratory."""
+    if arguments == ["root"]:
+        if os.geteuid() != 0:
+            print("this starts a Docker engine of its own, and needs root for it", file=sys.stderr)
+        return int(os.geteuid() != 0)
+    is_venv = arguments == ["venv"]
+    needed = missing() if not is_venv else [] if _has_venv() else ["python3-venv"]
     if not needed:
         return 0
     if os.geteuid() != 0 or not _is_there("apt-get"):
-        print(f"prerequisites: MISSING {', '.join(needed)}, to be installed by root, with apt-get: what needs")
-        print("prerequisites: them is SKIPPED, that is all tests with a real Docker engine", flush=True)
-        return 0
+        return _explain(needed, is_venv)
     try:
         install(needed)
     except subprocess.CalledProcessError as error:
         print(f"prerequisites: {' '.join(map(str, error.cmd))} failed with exit code {error.returncode}")
         return 1
+    return 0
+
+
+def _explain(needed: list[str], is_venv: bool) -> int:
+    if is_venv:
+        print(
+            "this Python cannot make virtual environments: have root run apt-get install python3-venv",
+            file=sys.stderr,
+        )
+        return 1
+    print(f"prerequisites: MISSING {', '.join(needed)}, to be installed by root, with apt-get: what needs")
+    print("prerequisites: them is SKIPPED, that is all tests with a real Docker engine", flush=True)
     return 0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from docker.models.plugins import Plugin
 
 from lab import images, keeper
-from lab.engine import Engine, wait_until
+from lab.engine import Engine, traces, wait_until
 
 _UNTIDY = """
 import sys, time
@@ -21,30 +21,17 @@ from lab.engine import Engine
 with Engine(Path(sys.argv[1])) as engine:
     images.load_tiny(engine)
     with engine.running(images.TINY, "sleep", "1000"):
-        print(engine.pid, flush=True)
+        print(engine.pid, engine.cgroup, flush=True)
         time.sleep(1000)
 """
-
-
-def traces(directory: Path) -> list[str]:
-    """What of an engine in `directory` can be seen from outside: processes, mounts, cgroups, files."""
-    found = [str(path) for path in (directory, *Path("/sys/fs/cgroup").rglob("brokervol-lab-*")) if path.exists()]
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            told = (process / "cmdline").read_bytes() + (process / "mountinfo").read_bytes()
-        except OSError:
-            continue
-        if os.fsencode(directory) in told and process.name != str(os.getpid()):
-            found.append(str(process))
-    return found
 
 
 def test_engine_leaves_nothing() -> None:
     with Engine() as engine:
         images.load_tiny(engine)
         assert engine.run(images.TINY, "id", "-u", user="1000") == (0, "1000\n")
-        assert traces(engine.directory)
-    assert not traces(engine.directory)
+        assert traces(engine.directory, engine.cgroup)
+    assert not traces(engine.directory, engine.cgroup)
 
 
 def test_engine_leaves_nothing_when_the_test_run_is_killed() -> None:
@@ -53,9 +40,10 @@ def test_engine_leaves_nothing_when_the_test_run_is_killed() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as run:
         assert run.stdout is not None
-        assert int(run.stdout.readline()) in keeper.descendants(os.getpid())
+        pid, cgroup = run.stdout.readline().decode().split()
+        assert int(pid) in keeper.descendants(os.getpid())
         run.kill()
-    wait_until("the keeper has cleaned up", lambda: not traces(directory))
+    wait_until("the keeper has cleaned up", lambda: not traces(directory, cgroup))
 
 
 def test_mounts_in_the_engine_stay_there(tmp_path: Path) -> None:

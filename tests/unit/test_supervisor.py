@@ -392,6 +392,7 @@ def test_a_wrong_option_is_told(capfd: pytest.CaptureFixture[str], arguments: li
     assert sentence in capfd.readouterr().err
 
 
+@pytest.mark.root
 def test_the_daemon_runs_driver_and_sidecar_and_heals(tmp_path: Path) -> None:
     workspaces = {"data": {"version": "1.0", "broker": {"type": "host", "host_path": str(tmp_path)}}}
     (tmp_path / "w.json").write_text(json.dumps(workspaces))

@@ -81,6 +81,7 @@ def test_state_that_cannot_be_written_mounts_nothing(machine: Machine) -> None:
     assert machine.mounter.entries == {}
 
 
+@pytest.mark.root
 def test_definition_that_cannot_be_written_leaves_no_directory(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +185,7 @@ def test_parallel_mounts_of_one_volume_mount_once(machine: Machine) -> None:
     assert machine.references.load()["data"] == machine.driver.get("data").references
 
 
+@pytest.mark.root
 def test_parallel_creates_of_one_name_make_one_volume(machine: Machine) -> None:
     def create(number: int) -> bool:
         with contextlib.suppress(VolumeConflict):

@@ -37,6 +37,7 @@ def test_existing_directory_is_opened_unaltered(hosts: HostDirectories, tmp_path
     assert (tmp_path / "srv/data").stat().st_uid == os.geteuid()
 
 
+@pytest.mark.root
 def test_missing_directories_are_made(hosts: HostDirectories, tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
@@ -48,6 +49,7 @@ def test_missing_directories_are_made(hosts: HostDirectories, tmp_path: Path) ->
     assert stat.S_IMODE((tmp_path / "srv/a/b").stat().st_mode) == 0o755
 
 
+@pytest.mark.root
 def test_what_was_made_goes_when_a_later_step_fails(hosts: HostDirectories, tmp_path: Path) -> None:
     before = open_descriptors()
     with pytest.raises(RuntimeError), hosts.opened("/srv/data/a/b", OURS):
@@ -57,6 +59,7 @@ def test_what_was_made_goes_when_a_later_step_fails(hosts: HostDirectories, tmp_
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.root
 def test_what_was_made_goes_when_a_step_of_making_fails(
     hosts: HostDirectories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
@@ -76,6 +79,7 @@ def test_what_was_made_goes_when_a_step_of_making_fails(
     assert open_descriptors() == before
 
 
+@pytest.mark.root
 def test_undoing_leaves_what_somebody_uses(hosts: HostDirectories, tmp_path: Path) -> None:
     def use_and_fail() -> None:
         with hosts.opened("/srv/data/a/b", OURS):
