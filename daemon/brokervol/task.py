@@ -211,6 +211,7 @@ def default_socket() -> str:
 
 def main(argv: Sequence[str] | None = None, more_help: str = "") -> int:
     """Run the command line and return its exit code; `more_help` is shown among the verbs."""
+    _open_closed_streams()
     verb = ""
     try:
         parser = _main_parser(more_help)
@@ -259,7 +260,7 @@ def _guarded(task: Task, run: Callable[[Task], None]) -> int:
         complain(task.verb, subject, f"{error}{so_far}")
         return EXIT_BY_CODE.get(error.code, EXIT_FAILED)
     except KeyboardInterrupt:
-        complain(task.verb, "", f"interrupted: {task.progress_so_far()}")
+        complain(task.verb, "", f"interrupted: {task.progress_so_far()}; a file in work may yet be finished")
         return EXIT_INTERRUPTED
     except OutputClosed:
         _abandon_output()
@@ -278,6 +279,13 @@ def _unexpected(task: Task, error: Exception) -> int:
         kind = type(error).__name__
         complain(task.verb, "", f"unexpected {kind}: {error}; please report it (BROKERVOL_DEBUG=1 shows where)")
     return EXIT_FAILED
+
+
+def _open_closed_streams() -> None:
+    """Give what was started with its output closed (`>&-`) somewhere to write."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as we live
 
 
 def _abandon_output() -> None:

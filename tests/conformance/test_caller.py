@@ -6,10 +6,12 @@ disk; `tests/system` repeats the main ones with real containers.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import pytest
 from lab.directories import temporary_directory
 from lab.hostile import exchange
 from lab.processes import Running, wait_until
+from lab.programs import pausing_program
 from lab.sidecar import caller_sidecar, descriptors, thread_identities
 from lab.task import Identity, Task
 from lab.unix_http import connected, request
@@ -324,6 +327,75 @@ def test_a_caller_that_exited_has_no_authority_left(world: World) -> None:
     wait_until((world.directory / "answered").exists, "the orphan's answer")
     assert b" 403 " in (world.directory / "answered").read_bytes().splitlines()[0]
     assert b"exited" in (world.directory / "answered").read_bytes()
+
+
+def _private_file(world: World) -> Path:
+    private = world.data / "private"
+    private.mkdir(mode=0o700)
+    (private / "f").write_text("root's")
+    return private / "f"
+
+
+def test_a_set_user_id_program_on_the_connected_process_lends_nothing(world: World) -> None:
+    """The capabilities of `su`, run by a user who then asks on the connection made before."""
+    secret = _private_file(world)
+    with world.task("rw", USER) as task:
+        program = task.root / "setuid"
+        program.write_bytes(pausing_program())
+        program.chmod(0o4755)
+        body = json.dumps({"files": [{"file_path": "private/f"}]})
+        assert task.attack("exec", "/setuid", f"{WS}/delete", body) == [403]
+    assert secret.exists()
+
+
+def test_a_user_namespace_made_while_being_served_lends_nothing(world: World) -> None:
+    secret = _private_file(world)
+    body = json.dumps({"files": [{"file_path": "private/f"}] * 200, "on_error": "continue"})
+    with world.task("rw", USER) as task:
+        for _ in range(30):
+            assert task.attack("namespace", f"{WS}/delete", body) == [200]
+    assert secret.exists()
+
+
+@pytest.mark.parametrize("identity", [None, USER])
+def test_what_is_mounted_in_the_caller_is_not_taken_away(world: World, identity: Identity | None) -> None:
+    """The kernel says EBUSY to the caller; to us, in another mount namespace, it would detach the mount."""
+    (world.data / "f").write_text("x")
+    (world.data / "masked").write_text("hidden")
+    for path in ("f", "masked"):
+        os.chown(world.data / path, 1000, 1000)
+    policy = world.directory / "policy"
+    policy.write_text("the operator's")
+    with world.task("rw", identity) as task:
+        (task.root / "tmp" / "policy").touch()
+        task.mount_file(policy, "/tmp/policy")
+        task.mount_file(policy, "/data/masked")
+        mounts = Path(f"/proc/{task.pid}/mountinfo").read_text()
+        for verb, item in (
+            ("download", {"file_path": "f", "local_path": "/tmp/policy"}),
+            ("download", {"file_path": "f", "local_path": "/data/masked"}),
+            ("upload", {"local_path": "/data/f", "file_path": "masked"}),
+            ("move", {"file_path": "f", "new_path": "masked"}),
+            ("move", {"file_path": "masked", "new_path": "g"}),
+            ("delete", {"file_path": "masked"}),
+        ):
+            assert task.post(*one(verb, **item)).status in (400, 409), (verb, item)
+        assert Path(f"/proc/{task.pid}/mountinfo").read_text() == mounts
+    assert (world.data / "masked").read_text() == "hidden"
+
+
+def test_a_lease_on_a_file_stops_no_thread(world: World) -> None:
+    with world.task("rw", USER) as task, world.task("rw") as other:
+        (task.root / "tmp" / "leased").mkdir()
+        (task.root / "tmp" / "leased" / "f").write_text("x")
+        os.chown(task.root / "tmp" / "leased" / "f", 1000, 1000)
+        task.attack("leases", "/tmp/leased")
+        started = time.monotonic()
+        answer = task.post(*one("upload", local_path="/tmp/leased/f", file_path="f"))
+        assert (answer.status, answer.json["code"]) == (503, "backend-unavailable")
+        assert "retry-after" in answer.headers
+        assert time.monotonic() - started < 20, "a lease break takes 45 s"
+        assert other.workspaces()
 
 
 def test_identities_do_not_mix_between_threads(world: World) -> None:

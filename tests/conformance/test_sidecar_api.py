@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from lab.hostile import REFUSED_PATHS
 from lab.processes import Running, wait_until
 from lab.sidecar import descriptors, self_sidecar
 from lab.task import Answer, ask
-from lab.unix_http import exchange
+from lab.unix_http import connected, exchange
 
 LINES = {"Accept": "application/x-ndjson"}
 
@@ -285,6 +286,66 @@ def test_a_file_is_named_in_exactly_one_way(api: Api) -> None:
         assert_problem(api.batch("delete", item), 400, "invalid-request")
     for item in unknown:
         assert_problem(api.batch("delete", item), 404, "missing-file")
+
+
+def test_a_deleted_records_id_does_not_name_the_file_that_is_there_now(api: Api) -> None:
+    source = api.local / "in"
+    source.write_text("x")
+    upload = {"local_path": str(source), "file_path": "f"}
+    old = api.batch("upload", upload).json["results"][0]["file"]
+    api.batch("delete", {"file_path": "f"})
+    new = api.batch("upload", upload).json["results"][0]["file"]
+    assert new["id"] != old["id"]
+    for name in ("id", "uuid"):
+        assert api.batch("delete", {name: old[name]}).status == 200, "already gone is no failure"
+        assert_problem(api.batch("move", {name: old[name], "new_path": "g"}), 404, "missing-file")
+        assert_problem(api.batch("download", {name: old[name], "local_path": "/tmp/x"}), 404, "missing-file")
+    assert os.listdir(api.disk) == ["f"]
+    (live,) = api.get(f"{api.ws}/catalog?is_deleted=false").json["files"]
+    assert live["id"] == new["id"]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"media_type": "\ud800"},
+        {"media_type": "x" * 256},
+        {"media_type": "a\0b"},
+        {"media_type": 1},
+    ],
+)
+def test_a_bad_media_type_replaces_nothing(api: Api, item: dict[str, object]) -> None:
+    source = api.local / "in"
+    source.write_text("new")
+    (api.disk / "f").write_text("old")
+    assert_problem(
+        api.batch("upload", {"local_path": str(source), "file_path": "f", **item}), 400, "invalid-request"
+    )
+    assert (api.disk / "f").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", [{"id": 2**63}, {"id": 0}, {"uuid": "\ud800"}, {"uuid": "x" * 65}, {"id": 1.5}])
+def test_a_record_name_out_of_range_is_invalid(api: Api, name: dict[str, object]) -> None:
+    assert_problem(api.batch("delete", name), 400, "invalid-request")
+
+
+@pytest.mark.parametrize("value", ['"\\ud800"', "true", str(2**70), "-1", "[]", "null", "1.5"])
+def test_a_forged_cursor_is_invalid(api: Api, value: str) -> None:
+    cursor = base64.urlsafe_b64encode(value.encode()).decode()
+    for path in ("files", "catalog"):
+        assert_problem(api.get(f"{api.ws}/{path}?cursor={cursor}"), 400, "invalid-request")
+
+
+def test_a_batch_ends_when_its_client_hangs_up(api: Api) -> None:
+    source = api.local / "in"
+    source.write_bytes(b"x" * 1_000_000)
+    files = [{"local_path": str(source), "file_path": f"f{number}"} for number in range(2000)]
+    body = json.dumps({"files": files}).encode()
+    with connected(api.process.socket_path) as client:
+        client.sendall(f"POST {api.ws}/upload HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        wait_until(lambda: len(os.listdir(api.disk)) > 2, "the batch to begin")
+    api.process.wait_for_log("the client is gone")
+    assert len(os.listdir(api.disk)) < 2000
 
 
 def test_records_of_another_workspace_cannot_be_named(api: Api) -> None:

@@ -8,15 +8,18 @@ a peer exactly as it sees one in a container. Needs root.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.unix_http import request
+from lab.unix_http import UnixConnection, request
 
 SOCKET = "/run/brokervol/broker.sock"
 
@@ -77,6 +80,14 @@ class Task:
         except BaseException:
             self.close()
             raise
+
+    def attack(self, name: str, *arguments: str) -> Any:
+        """Have the task do one of `ATTACKS` and return what it saw."""
+        return self._ask({"attack": name, "arguments": arguments})
+
+    def mount_file(self, source: Path, target: str) -> None:
+        """Bind a file over another, as `docker run -v FILE:TARGET:ro` does."""
+        self._in_namespace("mount", "--bind", str(source), f"{self.root}{target}")
 
     def mount_tmpfs(self, target: str) -> None:
         """Mount an empty file system over `target`, as a privileged task could."""
@@ -168,12 +179,74 @@ def _limit_capabilities(libc: ctypes.CDLL, mask: int) -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
+def _ask_after_exec(program: str, path: str, body: str) -> list[int]:
+    """Connect, let a child keep the connection, become the (set-user-id) `program`, and have the child ask."""
+    told, tell = os.pipe()
+    if os.fork() == 0:
+        connection = UnixConnection(SOCKET)
+        connection.request("GET", "/healthz")
+        connection.getresponse().read()
+        caller = os.getpid()
+        executed, closed_by_exec = os.pipe()
+        if os.fork() > 0:
+            os.close(executed)
+            os.execv(program, [program])  # noqa: S606
+        os.close(closed_by_exec)
+        os.read(executed, 1)
+        os.write(tell, _status_of(connection, path, body))
+        os.kill(caller, signal.SIGKILL)
+        os._exit(0)
+    return _told(told, tell)
+
+
+def _status_of(connection: UnixConnection, path: str, body: str) -> bytes:
+    connection.request("POST", path, body)
+    return str(connection.getresponse().status).encode()
+
+
+def _told(told: int, tell: int) -> list[int]:
+    os.close(tell)
+    with open(told, "rb") as file:
+        status = file.read()
+    os.wait()
+    return [int(status)]
+
+
+def _ask_and_leave_namespace(path: str, body: str) -> list[int]:
+    """Ask, and be in a user namespace of one's own, with every capability in it, while it is worked on."""
+    told, tell = os.pipe()
+    if os.fork() == 0:
+        connection = UnixConnection(SOCKET)
+        connection.request("POST", path, body)
+        ctypes.CDLL(None).unshare(_CLONE_NEWUSER)
+        os.write(tell, str(connection.getresponse().status).encode())
+        os._exit(0)
+    return _told(told, tell)
+
+
+def _hold_leases(directory: str) -> list[int]:
+    """Hold a write lease on every file of a directory, and never give way."""
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    for name in os.listdir(directory):
+        fcntl.fcntl(os.open(f"{directory}/{name}", os.O_RDWR), fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    return []
+
+
+ATTACKS: dict[str, Callable[..., list[int]]] = {
+    "exec": _ask_after_exec,
+    "namespace": _ask_and_leave_namespace,
+    "leases": _hold_leases,
+}
+
+
 def _main() -> None:
     _become(json.loads(sys.argv[1]))
     for line in sys.stdin:
         question = json.loads(line)
         answer: object = "ready"
-        if question != "ready?":
+        if "attack" in question:
+            answer = ATTACKS[question["attack"]](*question["arguments"])
+        elif question != "ready?":
             found = ask(SOCKET, question["method"], question["path"], question["body"], question["headers"])
             answer = asdict(found)
         print(json.dumps(answer), flush=True)
