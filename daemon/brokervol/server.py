@@ -8,11 +8,15 @@ it replaces the socket file atomically, so that a restart never shows a moment w
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import resource
 import select
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +31,7 @@ log = structlog.get_logger()
 
 _LONGEST_SOCKET_PATH = 107
 _LONGEST_LINE = 8192
+_WAIT_FOR_DESCRIPTORS_S = 1.0
 
 
 # What a malformed request is answered: from status and sentence to content type and body.
@@ -205,7 +210,18 @@ class UnixServer(wsgi.Server):
             self.accepted(conn)
             self.put_conn(conn)
 
+    def prepare(self) -> None:
+        """Listen. As many descriptors may be open as the system allows: each connection needs a few."""
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        super().prepare()
+
     def error_log(self, msg: str = "", level: int = 20, traceback: bool = False) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            log.error("too many connections; waiting for some to end")
+            time.sleep(_WAIT_FOR_DESCRIPTORS_S)  # the connection that waits would wake us at once, again and again
+            return
         log.log(level, "http server", detail=str(msg), exc_info=traceback)
 
     def run(self) -> None:

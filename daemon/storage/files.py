@@ -314,11 +314,14 @@ def _make_directory(above: Directory, name: str) -> bool:
         os.mkdir(name, DIRECTORY_MODE, dir_fd=above.fd)
     except FileExistsError:
         return False
-    fd = os.open(name, os.O_RDONLY | _O_DIRECTORY, dir_fd=above.fd)
-    try:
-        os.fchmod(fd, DIRECTORY_MODE)  # the umask may have taken bits away
-    finally:
-        os.close(fd)
+    if linux.umask() & DIRECTORY_MODE:
+        # Only a library user's umask: in the sidecar, another user could exchange the name for a private directory
+        # of the caller's before it is opened.
+        fd = os.open(name, os.O_RDONLY | _O_DIRECTORY, dir_fd=above.fd)
+        try:
+            os.fchmod(fd, DIRECTORY_MODE)
+        finally:
+            os.close(fd)
     return True
 
 

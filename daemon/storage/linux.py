@@ -97,8 +97,8 @@ def mount_id(fd: int) -> int:
     return int(ctypes.c_uint64.from_buffer(buffer, _OFFSET_OF_MNT_ID).value)
 
 
-class _OwnDescriptors:
-    """/proc/self/fd, held open: a thread with a caller's identity may not be able to walk there from `/`.
+class _OwnProcess:
+    """/proc/self, held open: a thread with a caller's identity may not be able to walk there from `/`.
 
     (In a managed plugin it cannot: the engine makes the root directory of plugins with mode 0700.)
     """
@@ -106,15 +106,24 @@ class _OwnDescriptors:
     def __init__(self) -> None:
         self.fd = -1
         self.open()
-        os.register_at_fork(after_in_child=self.open)  # it is the descriptors of the process that opened it
+        os.register_at_fork(after_in_child=self.open)  # it is the process that opened it
 
     def open(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
-        self.fd = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
+        self.fd = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY)
 
 
-_own_descriptors = _OwnDescriptors()
+_own_process = _OwnProcess()
+
+
+def umask() -> int:
+    """The process's umask; os.umask() could only tell it by changing it for a moment."""
+    with open(os.open("status", os.O_RDONLY, dir_fd=_own_process.fd), encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    raise OSError(errno.ENOTSUP, "the kernel does not tell the umask (Linux 4.7 does)")
 
 
 def reopen(fd: int, flags: int) -> int:
@@ -123,17 +132,17 @@ def reopen(fd: int, flags: int) -> int:
     Raises:
         OSError: EACCES where this thread's identity may not open the file so.
     """
-    return os.open(str(fd), flags, dir_fd=_own_descriptors.fd)
+    return os.open(f"fd/{fd}", flags, dir_fd=_own_process.fd)
 
 
 def link(fd: int, name: str, *, dir_fd: int) -> None:
     """Give the file of `fd`, which may have none, the new name `name` in `dir_fd`."""
-    os.link(str(fd), name, src_dir_fd=_own_descriptors.fd, dst_dir_fd=dir_fd, follow_symlinks=True)
+    os.link(f"fd/{fd}", name, src_dir_fd=_own_process.fd, dst_dir_fd=dir_fd, follow_symlinks=True)
 
 
 def change_mode(fd: int, mode: int) -> None:
     """fchmod(2) that also takes an O_PATH descriptor."""
-    os.chmod(str(fd), mode, dir_fd=_own_descriptors.fd)
+    os.chmod(f"fd/{fd}", mode, dir_fd=_own_process.fd)
 
 
 def file_system_type(fd: int) -> int:

@@ -25,6 +25,7 @@ class Mount:
     is_read_only: bool
     fs_type: str
     source: str
+    is_shared: bool  # what is mounted and unmounted beneath it appears in its peers too
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -50,7 +51,8 @@ def parse_mounts(lines: Iterable[bytes]) -> Iterator[Mount]:
     """Parse lines of mountinfo. Names keep bytes that are not UTF-8 as `os.fsdecode` does."""
     for line in lines:
         fields = line.rstrip(b"\n").split(b" ")  # not split(): a source may be empty
-        fs_type, source, super_options = fields[fields.index(b"-", 6) + 1 :][:3]
+        end_of_optional = fields.index(b"-", 6)
+        fs_type, source, super_options = fields[end_of_optional + 1 :][:3]
         yield Mount(
             mount_id=int(fields[0]),
             parent_id=int(fields[1]),
@@ -60,6 +62,7 @@ def parse_mounts(lines: Iterable[bytes]) -> Iterator[Mount]:
             is_read_only=b"ro" in fields[5].split(b",") or b"ro" in super_options.split(b","),
             fs_type=_unescape(fs_type),
             source=_unescape(source),
+            is_shared=any(field.startswith(b"shared:") for field in fields[6:end_of_optional]),
         )
 
 

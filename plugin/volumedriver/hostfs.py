@@ -53,9 +53,16 @@ def _engine_process() -> int | None:
 
 
 def _is_copy_of_root(hostfs: str, engine: int) -> bool:
-    here = mount_at(read_mounts(), hostfs)
+    """Whether `hostfs` shows the engine's root directory, and exchanging it is our own affair.
+
+    Were the mount above it shared, as it is outside a plugin, the exchange would happen on the host as well.
+    """
+    mounts = read_mounts()
+    here = mount_at(mounts, hostfs)
     there = mount_at(read_mounts(f"/proc/{engine}/mountinfo"), "/")
-    return here is not None and there is not None and here.shows_same_as(there)
+    if here is None or there is None or not here.shows_same_as(there):
+        return False
+    return not any(mount.is_shared for mount in mounts if mount.mount_id == here.parent_id)
 
 
 def _host_tree(engine: int) -> int:

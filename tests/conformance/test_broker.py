@@ -302,6 +302,12 @@ def test_move_renames_and_updates_the_record(backend: Backend, records: Catalog)
     assert records.find_path("w", "new/place/b.txt") == file
 
 
+def test_directories_made_inherit_the_group_of_a_setgid_directory(backend: Backend) -> None:
+    os.chmod(backend.disk, 0o2755)  # noqa: S103
+    backend.upload("new/f")
+    assert (backend.disk / "new").stat().st_mode & 0o7777 == 0o2755
+
+
 def test_move_onto_a_file_replaces_it_and_marks_its_record_deleted(backend: Backend, records: Catalog) -> None:
     moved, displaced = backend.upload("a", "A"), backend.upload("b", "B")
     backend.move(moved, "b")
@@ -390,8 +396,12 @@ def test_listing_shows_regular_files_only(backend: Backend) -> None:
     (backend.disk / "empty").mkdir()
     (backend.disk / "link").symlink_to("top")
     (backend.disk / ".brokervol-0011.part").write_text("unfinished")
+    (backend.disk / ".brokervol-dir").mkdir()
+    (backend.disk / ".brokervol-dir" / "f").write_text("cannot be named")
     os.mkfifo(backend.disk / "fifo")
     assert backend.listed() == {"top": 1, "dir/inner": 2}
+    page = backend.broker.list_page(backend.volume_path, True, limit=10)
+    assert [details.file for details in page] == ["dir/inner", "top"]
     assert backend.listed(recursive=False) == {"top": 1}
 
 

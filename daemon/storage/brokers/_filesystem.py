@@ -155,11 +155,12 @@ class FilesystemBroker(Broker):
         with (
             workspace.parent(old_path) as (old_parent, old),
             workspace.parent(new_path, create=True) as (parent, new),
+            _opened(old_parent, old) as moved,
         ):
             refuse_directory(parent, new)
             publish(old_parent, old, parent, new, overwrite=self.overwrite)
             with contextlib.suppress(PermissionError):  # somebody else's file: moved, its mode is theirs
-                _set_mode(parent, new)
+                linux.change_mode(moved, FILE_MODE)
             parent.sync()
             old_parent.sync()
 
@@ -173,10 +174,12 @@ class _Entry(NamedTuple):
 def _entry(directory: str, entry: os.DirEntry[str]) -> _Entry | None:
     """What a listing needs of an entry; None for links, special and unfinished files, and what vanished."""
     path = f"{directory}/{entry.name}" if directory else entry.name
+    if entry.name.startswith(TEMPORARY_PREFIX):
+        return None
     try:
         if entry.is_dir(follow_symlinks=False):
             return _Entry(path, True, 0)
-        if entry.is_file(follow_symlinks=False) and not entry.name.startswith(TEMPORARY_PREFIX):
+        if entry.is_file(follow_symlinks=False):
             return _Entry(path, False, entry.stat(follow_symlinks=False).st_size)
     except FileNotFoundError:
         pass
@@ -204,18 +207,20 @@ def _sorted_names(workspace: Directory, directory: str, selection: Selection) ->
     try:
         for batch in workspace.scan(directory):
             for entry in batch:
+                if entry.name.startswith(TEMPORARY_PREFIX):
+                    continue
                 path, is_directory = above + entry.name, entry.is_dir(follow_symlinks=False)
-                if selection.enters(path) if is_directory else _is_listed(entry) and selection.takes(path):
+                if (
+                    selection.enters(path)
+                    if is_directory
+                    else entry.is_file(follow_symlinks=False) and selection.takes(path)
+                ):
                     names.append((path, is_directory))
     except OSError as error:
         if not is_gone(error) and error.errno != errno.EXDEV:
             raise
     names.sort(key=lambda name: path_order(f"{name[0]}/" if name[1] else name[0]), reverse=True)
     return names
-
-
-def _is_listed(entry: os.DirEntry[str]) -> bool:
-    return entry.is_file(follow_symlinks=False) and not entry.name.startswith(TEMPORARY_PREFIX)
 
 
 def _required(volume_path: str | None) -> str:
@@ -265,9 +270,13 @@ def _remove(workspace: Directory, path: str) -> int | None:
         raise
 
 
-def _set_mode(parent: Directory, name: str) -> None:
+@contextmanager
+def _opened(parent: Directory, name: str) -> Iterator[int]:
+    """The regular file itself, before it is renamed: its new name may be somebody else's a moment later."""
     fd = parent.open(name, os.O_PATH | os.O_NOFOLLOW)
     try:
-        linux.change_mode(fd, FILE_MODE)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise MissingFile(f"{quoted(name)} in the workspace is not a regular file")
+        yield fd
     finally:
         os.close(fd)
