@@ -15,6 +15,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from typing import NoReturn
 
 import structlog
@@ -174,17 +175,45 @@ class CallerView(FileView):
         return self._caller.identity()
 
     def open_root(self) -> Directory:
-        return Directory(os.dup(self._root), linux.RESOLVE_IN_ROOT)
+        return Directory(os.dup(self._root), linux.RESOLVE_IN_ROOT, self._is_covered)
 
     def open_workspace(self, volume_path: str) -> Directory:
         subject = f"open the workspace at {quoted(volume_path)}"
         with self.open_root() as root, os_errors(subject, missing=InvalidPath):
             fd = root.open(volume_path.lstrip("/"), os.O_PATH | os.O_DIRECTORY)
-        directory = Directory(fd, WORKSPACE_RESOLVE)
+        directory = Directory(fd, WORKSPACE_RESOLVE, self._is_covered)
         if linux.mount_id(fd) != self.held[volume_path].mount_id:
             directory.close()
             raise InvalidPath(f"{subject}: something else is mounted there now")
         return directory
+
+    def _is_covered(self, parent: int, name: str) -> bool:
+        """Whether any mount of the caller covers this name, also one made through another mount of the directory.
+
+        The kernel's EBUSY goes by directory entry, so ours must too: by file system and path in it.
+        """
+        mount = self._by_id.get(linux.mount_id(parent))
+        if mount is None:
+            return False
+        above = linux.path_of(self._root).rstrip("/") + mount.mountpoint.rstrip("/")
+        path = linux.path_of(parent)
+        below = path[len(above) :].strip("/") if path.startswith(above) else ""
+        return (mount.device, os.path.normpath(f"{mount.root}/{below}/{name}")) in self._covered
+
+    @cached_property
+    def _by_id(self) -> dict[int, Mount]:
+        return {mount.mount_id: mount for mount in self.mounts}
+
+    @cached_property
+    def _covered(self) -> set[tuple[str, str]]:
+        """What the caller has mounted something on: (device, path in its file system)."""
+        found = set()
+        for mount in self.mounts:
+            under = self._by_id.get(mount.parent_id)
+            if under is not None:
+                path = os.path.relpath(mount.mountpoint, under.mountpoint)
+                found.add((under.device, os.path.normpath(f"{under.root}/{path}")))
+        return found
 
 
 def caller_of(connection: Connection) -> Caller:

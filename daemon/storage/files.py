@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from types import TracebackType
@@ -57,10 +57,15 @@ class Directory:
     Args:
         fd: descriptor of the directory, owned from now on.
         resolve: `linux.RESOLVE_*` flags for every resolution below it.
+        is_covered: whether, beyond what is mounted on the way here, a mount covers a name in the directory of a
+            descriptor.
     """
 
-    def __init__(self, fd: int, resolve: int) -> None:
+    def __init__(
+        self, fd: int, resolve: int, is_covered: Callable[[int, str], bool] = lambda _fd, _name: False
+    ) -> None:
         self.fd = fd
+        self.is_covered = is_covered
         self.resolve = resolve | linux.RESOLVE_NO_MAGICLINKS
 
     def __enter__(self) -> Directory:
@@ -80,7 +85,7 @@ class Directory:
 
     def directory(self, path: str) -> Directory:
         """The directory at `path` below this one, itself confining."""
-        return Directory(self.open(path, os.O_PATH | os.O_DIRECTORY), self.resolve)
+        return Directory(self.open(path, os.O_PATH | os.O_DIRECTORY), self.resolve, self.is_covered)
 
     def refuse_mountpoint(self, name: str) -> None:
         """Refuse a name in this directory at which something is mounted, before it is renamed or removed.
@@ -91,6 +96,8 @@ class Directory:
         Raises:
             AlreadyExists: something is mounted there.
         """
+        if self.is_covered(self.fd, name):
+            raise AlreadyExists(f"something is mounted at {quoted(name)} in another mount of its directory")
         try:
             resolve = self.resolve | linux.RESOLVE_NO_XDEV
             os.close(linux.openat2(self.fd, name, os.O_PATH | os.O_NOFOLLOW, resolve))

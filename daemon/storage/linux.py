@@ -135,6 +135,11 @@ def reopen(fd: int, flags: int) -> int:
     return os.open(f"fd/{fd}", flags, dir_fd=_own_process.fd)
 
 
+def path_of(fd: int) -> str:
+    """Where the file of `fd` is in the mount namespace that it was opened in."""
+    return os.readlink(f"fd/{fd}", dir_fd=_own_process.fd)
+
+
 def link(fd: int, name: str, *, dir_fd: int) -> None:
     """Give the file of `fd`, which may have none, the new name `name` in `dir_fd`."""
     os.link(f"fd/{fd}", name, src_dir_fd=_own_process.fd, dst_dir_fd=dir_fd, follow_symlinks=True)

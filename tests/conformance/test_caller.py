@@ -384,6 +384,33 @@ def test_what_is_mounted_in_the_caller_is_not_taken_away(world: World, identity:
     assert (world.data / "masked").read_text() == "hidden"
 
 
+def test_what_is_mounted_through_another_mount_of_the_directory_is_not_taken_away(world: World) -> None:
+    """The same volume twice, and a mask on a file in one of them: EBUSY goes by directory entry, not by path."""
+    (world.data / "dir").mkdir()
+    for path in ("f", "dir/masked"):
+        (world.data / path).write_text("hidden")
+    policy = world.directory / "policy"
+    policy.write_text("the operator's")
+    with world.task("rw") as task:
+        (task.root / "second").mkdir()
+        task.mount_file(world.data, "/second")
+        task.mount_file(policy, "/second/dir/masked")
+        assert [found["volume_path"] for found in task.workspaces()] == ["/data"]
+        mounts = Path(f"/proc/{task.pid}/mountinfo").read_text()
+        for verb, item in (
+            ("download", {"file_path": "f", "local_path": "/data/dir/masked"}),
+            ("upload", {"local_path": "/data/f", "file_path": "dir/masked"}),
+            ("move", {"file_path": "f", "new_path": "dir/masked"}),
+            ("move", {"file_path": "dir/masked", "new_path": "g"}),
+            ("delete", {"file_path": "dir/masked"}),
+        ):
+            answer = task.post(*one(verb, **item))
+            assert (answer.status, answer.json["code"]) == (409, "already-exists"), (verb, item, answer.text)
+        assert Path(f"/proc/{task.pid}/mountinfo").read_text() == mounts
+        assert task.post(*one("move", file_path="f", new_path="dir/g")).status == 200
+    assert (world.data / "dir/masked").read_text() == "hidden"
+
+
 def test_a_lease_on_a_file_stops_no_thread(world: World) -> None:
     with world.task("rw", USER) as task, world.task("rw") as other:
         (task.root / "tmp" / "leased").mkdir()

@@ -261,6 +261,7 @@ def _remove(workspace: Directory, path: str) -> int | None:
             found = parent.stat(name, follow=False)
             if stat.S_ISDIR(found.st_mode):
                 raise InvalidPath(f"{quoted(path)} is a directory; only files are deleted")
+            parent.refuse_mountpoint(name)
             os.unlink(name, dir_fd=parent.fd)
             parent.sync()
             return found.st_size
