@@ -13,7 +13,8 @@ from sidecar.errors import STATUS_OF_CODE, UnknownWorkspace
 from sidecar.workspaces import Holding, Session
 from storage.brokers.broker import Broker, FileDownload, FileMove, FileUpload
 from storage.catalog import Catalog
-from storage.exceptions import InvalidPath, MissingFile, ReadOnly, StorageError
+from storage.exceptions import MissingFile, ReadOnly, StorageError
+from storage.files import check_file_path
 from storage.models import ScaleFile
 from storage.os_errors import quoted
 
@@ -135,7 +136,7 @@ class Workspace:
         """The live record of a file, or a new unsaved one for a path that has none yet."""
         workspace = self.holding.name
         if name.file_path is not None:
-            _check_text(name.file_path)
+            check_file_path(name.file_path)
             return self._catalog.find_path(workspace, name.file_path) or ScaleFile(
                 file_path=name.file_path, workspace=workspace
             )
@@ -200,10 +201,3 @@ def _told(error: Exception) -> tuple[str, str]:
         return error.code, str(error)
     log.error("operation failed unexpectedly", exc_info=error)
     return "internal-error", "the sidecar failed; its log says why"
-
-
-def _check_text(file_path: str) -> None:
-    try:
-        file_path.encode("utf-8")
-    except UnicodeEncodeError:
-        raise InvalidPath(f"file_path {quoted(file_path)} is not valid UTF-8 text") from None

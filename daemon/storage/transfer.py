@@ -17,7 +17,7 @@ from storage.os_errors import quoted
 # Bounds one system call, so that a signal or a slow backend is noticed between two.
 _CHUNK_BYTES = 64 * 1024 * 1024
 
-# What copy_file_range and sendfile say when the two files do not suit them.
+# What copy_file_range says when the two files do not suit it.
 _NOT_SUITED = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF))
 
 

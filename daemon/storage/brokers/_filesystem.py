@@ -73,7 +73,7 @@ class FilesystemBroker(Broker):
                     except StopIteration:
                         return
                     except OSError as error:
-                        if is_gone(error) or error.errno == errno.EXDEV:  # removed meanwhile; another mount
+                        if _is_passed_over(error):
                             return
                         raise
                 yield [entry for entry in found if entry]
@@ -217,10 +217,15 @@ def _sorted_names(workspace: Directory, directory: str, selection: Selection) ->
                 ):
                     names.append((path, is_directory))
     except OSError as error:
-        if not is_gone(error) and error.errno != errno.EXDEV:
+        if not _is_passed_over(error):
             raise
     names.sort(key=lambda name: path_order(f"{name[0]}/" if name[1] else name[0]), reverse=True)
     return names
+
+
+def _is_passed_over(error: OSError) -> bool:
+    """Whether a listing goes on without this directory: removed meanwhile, or another mount."""
+    return is_gone(error) or error.errno == errno.EXDEV
 
 
 def _required(volume_path: str | None) -> str:
