@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from lab import prerequisites
+from lab import postgres, prerequisites
+
+pytest_plugins = ["lab.s3_fixtures", "lab.catalog_fixtures"]
 
 # Set in CI: what cannot run here is then a failure, so that a green run means that everything ran.
 _IS_REQUIRED = os.environ.get("BROKERVOL_REQUIRE_SYSTEM") == "1"
@@ -18,12 +20,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"{item.name} needs root")
     if item.get_closest_marker("system") is not None and (absence := prerequisites.absence()):
         pytest.skip(f"{item.name} {absence}")
+    if item.get_closest_marker("postgresql") is not None and (absence := postgres.absence()):
+        pytest.skip(f"{item.name} {absence}")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
     report: pytest.TestReport = yield
-    is_marked = any(item.get_closest_marker(name) for name in ("system", "root"))
+    is_marked = any(item.get_closest_marker(name) for name in ("system", "root", "postgresql"))
     if _IS_REQUIRED and is_marked and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped, and BROKERVOL_REQUIRE_SYSTEM=1 says that it must run: {report.longrepr}"

@@ -178,6 +178,8 @@ def record(file: ScaleFile) -> dict[str, Any]:
         "deleted": file.deleted.isoformat() if file.deleted else None,
         "created": file.created.isoformat() if is_saved else None,
         "last_modified": file.last_modified.isoformat() if is_saved else None,
+        "checksum": file.checksum,
+        "tags": file.tags,
     }
 
 

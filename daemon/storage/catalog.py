@@ -5,8 +5,8 @@ Rows, not ORM objects: a record is read and written as a whole, and batches are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,38 +22,74 @@ from sqlalchemy import (
     make_url,
     select,
     text,
-    update,
 )
-from sqlalchemy.exc import ArgumentError, IntegrityError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    InvalidRequestError,
+    OperationalError,
+)
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
-from storage.models import ScaleFile, scale_file, use_catalog
+from storage._saving import save_rows
+from storage.exceptions import BackendUnavailable
+from storage.models import LIVE, ScaleFile, check_storable, is_storable, scale_file, use_catalog
 
 # The newest migration. A test compares it with storage/migrations/versions.
-SCHEMA_VERSION = "0001"
+SCHEMA_VERSION = "0002"
 
-_SQLITE_BUSY_TIMEOUT_S = 30
+# How the driver of each database is told to give up; a query parameter of the URL goes before.
+_CONNECT_ARGUMENTS: dict[str, dict[str, object]] = {
+    "pysqlite": {"timeout": 30},  # s that a writer waits for another
+    # A host that is gone does not even refuse: s for a connection, ms until what was sent is acknowledged.
+    "psycopg": {"connect_timeout": 10, "tcp_user_timeout": 30_000},
+}
+_NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
+
+_MIGRATION_LOCK = 0x62726F6B  # any number that is always the same
+
+# What PostgreSQL answers to one of two transactions that wait for each other, or cannot be put in a row.
+_COLLISIONS = ("40P01", "40001")
 
 
 def configure(url: str) -> Catalog:
     """Open the catalog at `url`, bring its tables up to date, and make `ScaleFile.save` write to it.
 
     Args:
-        url: an SQLAlchemy URL, `sqlite:////absolute/file.sqlite` or `postgresql+psycopg://...`.
+        url: an SQLAlchemy URL, `sqlite:////absolute/file.sqlite` or `postgresql://user:password@host/database`
+            (by psycopg 3). What is not a letter or a digit in a password is written as %40 and the like.
 
     Raises:
         sqlalchemy.exc.SQLAlchemyError: the database cannot be opened or upgraded, or the URL is none of one.
     """
     catalog = Catalog(url)
-    catalog.upgrade()
+    try:
+        catalog.upgrade()
+    except BaseException:
+        catalog.close()
+        raise
     use_catalog(catalog)
     return catalog
 
 
 class Catalog:
-    """The records of files. Safe for several threads and processes."""
+    """The records of files. Safe for several threads, processes and, with PostgreSQL, hosts.
+
+    What finds or saves records raises `BackendUnavailable` when the database cannot be used now. The next call
+    tries anew.
+    """
 
     def __init__(self, url: str) -> None:
-        self._engine = _engine(make_url(url))
+        """Check the URL; nothing is opened before it is needed.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: the URL is not one of a database, or its driver is not installed.
+        """
+        parsed = _url(url)
+        self._passwords = [*filter(None, [parsed.password, *parsed.normalized_query.get("password", ())])]
+        self._engine = _engine(parsed)
         self._writing = self._engine.execution_options(writes=True)
 
     def close(self) -> None:
@@ -61,7 +97,11 @@ class Catalog:
         self._engine.dispose()
 
     def upgrade(self, revision: str = "head") -> None:
-        """Create the tables, or migrate them to `revision`. Does nothing, fast, where they are up to date."""
+        """Create the tables, or migrate them to `revision`. Does nothing, fast, where they are up to date.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: the database cannot be used, or is newer than this program.
+        """
         if revision == "head" and self._schema_version() == SCHEMA_VERSION:
             return
         self._migrate("upgrade", revision)
@@ -78,36 +118,48 @@ class Catalog:
         """Add or update records in one transaction, and set their `id` and `last_modified`.
 
         A path has one live record. A new file at the path of one takes that record over, id and uuid included;
-        a record that moves there marks the one it displaces as deleted.
-        """
-        try:
-            self._save_all(files)
-        except IntegrityError:  # another process made a live record of the path in between: now it is seen
-            self._save_all(files)
+        a record that moves there marks the one it displaces as deleted. All is as if saved one after another.
 
-    def _save_all(self, files: Sequence[ScaleFile]) -> None:
+        Raises:
+            ValueError: a field holds what no database can store, see `storage.models.check_storable`.
+            BackendUnavailable: the database cannot be used now.
+        """
+        for file in files:
+            check_storable(file)
+        with self._told():
+            try:
+                self._save_all(files, is_alone=False)
+            except (IntegrityError, OperationalError) as error:
+                if not _is_collision(error):
+                    raise
+                self._save_all(files, is_alone=True)
+
+    def _save_all(self, files: Sequence[ScaleFile], *, is_alone: bool) -> None:
         now = datetime.now(UTC)
+        rows = [file.row() | {"last_modified": now} for file in files]
         with self._writing.begin() as connection:
-            saved = [_save(connection, replace(file, last_modified=now)) for file in files]
-        for file, row in zip(files, saved, strict=True):
-            file.id, file.uuid, file.created, file.last_modified = (
-                row.id,
-                row.uuid,
-                row.created,
-                row.last_modified,
-            )
+            if is_alone and connection.dialect.name == "postgresql":  # in SQLite, a writer always is
+                connection.execute(text("LOCK TABLE scale_file IN SHARE ROW EXCLUSIVE MODE"))
+            save_rows(connection, rows)
+        for file, row in zip(files, rows, strict=True):
+            file.id, file.uuid = row["id"], row["uuid"]
+            file.created, file.last_modified = row["created"], row["last_modified"]
 
     def find_path(self, workspace: str, file_path: str) -> ScaleFile | None:
         """The live record of a path, if there is one."""
-        return self._find(_live(workspace, file_path))
+        if not is_storable(file_path):
+            return None
+        return self._find(scale_file.c.workspace == workspace, scale_file.c.file_path == file_path, LIVE)
 
     def find_id(self, workspace: str, file_id: int) -> ScaleFile | None:
         """The record with this id, live or not, if it is of this workspace."""
-        return self._find((scale_file.c.workspace == workspace) & (scale_file.c.id == file_id))
+        return self._find(scale_file.c.workspace == workspace, scale_file.c.id == file_id)
 
     def find_uuid(self, workspace: str, uuid: str) -> ScaleFile | None:
         """The record with this uuid, live or not, if it is of this workspace."""
-        return self._find((scale_file.c.workspace == workspace) & (scale_file.c.uuid == uuid))
+        if not is_storable(uuid):
+            return None
+        return self._find(scale_file.c.workspace == workspace, scale_file.c.uuid == uuid)
 
     def page(
         self,
@@ -119,18 +171,36 @@ class Catalog:
         limit: int = 1000,
     ) -> list[ScaleFile]:
         """The records of a workspace with ids above `after_id`, by id; None means any."""
+        if file_path is not None and not is_storable(file_path):
+            return []
         query = select(scale_file).where(scale_file.c.workspace == workspace, scale_file.c.id > after_id)
         if file_path is not None:
             query = query.where(scale_file.c.file_path == file_path)
         if is_deleted is not None:
             query = query.where(scale_file.c.is_deleted == is_deleted)
-        with self._engine.connect() as connection:
+        with self._told(), self._engine.connect() as connection:
             return [_file(row) for row in connection.execute(query.order_by(scale_file.c.id).limit(limit))]
 
-    def _find(self, condition: Any) -> ScaleFile | None:
-        with self._engine.connect() as connection:
-            row = connection.execute(select(scale_file).where(condition)).first()
+    def _find(self, *conditions: Any) -> ScaleFile | None:
+        with self._told(), self._engine.connect() as connection:
+            row = connection.execute(select(scale_file).where(*conditions)).first()
         return None if row is None else _file(row)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell in a sentence that the database cannot be used; what is wrong with the data is another matter."""
+        try:
+            yield
+        except (IntegrityError, DataError):
+            raise
+        except (DBAPIError, NoConnectionFree) as error:
+            fact = str(error.orig if isinstance(error, DBAPIError) else error.args[0])
+            for password in self._passwords:
+                fact = fact.replace(password, "***")
+            name = _NAMES.get(self._engine.dialect.name, self._engine.dialect.name)
+            raise BackendUnavailable(
+                f"the catalog's {name} database cannot be used: {' '.join(fact.split())}"
+            ) from error
 
     def _schema_version(self) -> str | None:
         with self._engine.connect() as connection:
@@ -141,56 +211,53 @@ class Catalog:
     def _migrate(self, direction: str, revision: str) -> None:
         from alembic import command  # noqa: PLC0415  # slow to import and rarely needed
         from alembic.config import Config  # noqa: PLC0415
+        from alembic.util import CommandError  # noqa: PLC0415
 
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with self._writing.begin() as connection:
+            if connection.dialect.name == "postgresql":  # several hosts may start at once
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             config.attributes["connection"] = connection
-            getattr(command, direction)(config, revision)
+            try:
+                getattr(command, direction)(config, revision)
+            except CommandError as error:
+                raise InvalidRequestError(
+                    f"the catalog's tables cannot be migrated to {revision}: {error}"
+                ) from error
 
 
-def _save(connection: Connection, file: ScaleFile) -> ScaleFile:
-    present = None if file.is_deleted else connection.execute(_select_live(file)).first()
-    if file.id is None and present is not None:
-        file = replace(file, id=present.id, uuid=present.uuid, created=_file(present).created)
-    elif present is not None and present.id != file.id:
-        displaced = {"is_deleted": True, "deleted": file.last_modified, "last_modified": file.last_modified}
-        connection.execute(update(scale_file).where(scale_file.c.id == present.id).values(displaced))
-    values = file.row()
-    del values["id"]
-    if file.id is not None:
-        connection.execute(update(scale_file).where(scale_file.c.id == file.id).values(values))
-        return file
-    result = connection.execute(scale_file.insert().values(values))
-    (new_id,) = result.inserted_primary_key or (None,)
-    return replace(file, id=new_id)
-
-
-def _select_live(file: ScaleFile) -> Any:
-    return select(scale_file).where(_live(file.workspace, file.file_path))
-
-
-def _live(workspace: str, file_path: str) -> Any:
-    return (
-        (scale_file.c.workspace == workspace)
-        & (scale_file.c.file_path == file_path)
-        & scale_file.c.is_deleted.is_(False)
-    )
+def _is_collision(error: DBAPIError) -> bool:
+    """Whether another process wrote the same records or paths at the same time."""
+    return isinstance(error, IntegrityError) or getattr(error.orig, "sqlstate", None) in _COLLISIONS
 
 
 def _file(row: Row[Any]) -> ScaleFile:
     return ScaleFile(**row._mapping)
 
 
+def _url(given: str) -> URL:
+    try:
+        url = make_url(given)
+    except ValueError as error:  # its text may quote a part of the password
+        raise ArgumentError("the port in the database's URL is not a number") from error
+    if "@" in (url.host or ""):  # what follows the password's @ would be told as the host
+        raise ArgumentError("an '@' in the password of the database's URL must be written as %40")
+    if url.drivername in ("postgres", "postgresql"):
+        url = url.set(drivername="postgresql+psycopg")
+    return url
+
+
 def _engine(url: URL) -> Engine:
-    if url.get_backend_name() != "sqlite":
-        try:
-            return create_engine(url, pool_pre_ping=True)
-        except ImportError as error:
-            raise ArgumentError(f"the driver for {url.drivername} is not installed: {error}") from error
-    engine = create_engine(url, connect_args={"timeout": _SQLITE_BUSY_TIMEOUT_S})
-    event.listen(engine, "connect", _prepare_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
+    defaults = _CONNECT_ARGUMENTS.get(url.get_driver_name(), {})
+    arguments = {name: value for name, value in defaults.items() if name not in url.query}
+    try:
+        engine = create_engine(url, connect_args=arguments, pool_pre_ping=url.get_backend_name() != "sqlite")
+    except ImportError as error:
+        raise ArgumentError(f"the driver for {url.drivername} is not installed: {error}") from error
+    if url.get_backend_name() == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 

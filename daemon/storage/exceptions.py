@@ -38,6 +38,14 @@ class PermissionDenied(StorageError):
     code = "permission-denied"
 
 
+class InvalidCredentials(PermissionDenied):
+    """The backend does not know the credentials, or there are none to give to it."""
+
+
+class ExpiredCredentials(PermissionDenied):
+    """The credentials were good and no longer are: they need renewal, not correction."""
+
+
 class ReadOnly(StorageError):
     """The file system or the mount is read-only for this caller."""
 
@@ -60,6 +68,18 @@ class BackendUnavailable(StorageError):
     """The backend does not answer or fails; the same call may succeed later."""
 
     code = "backend-unavailable"
+
+
+class MissingBucket(BackendUnavailable):
+    """The S3 bucket does not exist; the same call succeeds once it does."""
+
+
+class TooManyRequests(BackendUnavailable):
+    """The backend asks for fewer requests a second (S3's SlowDown), after all retries."""
+
+
+class TimedOut(BackendUnavailable):
+    """The backend did not answer in time, after all retries."""
 
 
 class Unsupported(StorageError):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import uuid as uuids
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any, Protocol
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Boolean,
     Column,
@@ -22,10 +26,13 @@ from sqlalchemy import (
     TypeDecorator,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
+
+from storage.os_errors import quoted
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A point in time, always with zone UTC in Python, also where the database keeps none (SQLite)."""
+    """A point in time, always with zone UTC in Python: SQLite keeps none, PostgreSQL answers in the server's."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -36,13 +43,20 @@ class UtcDateTime(TypeDecorator[datetime]):
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         del dialect
-        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 metadata = MetaData()
 
 # SQLite counts its own row ids only in columns of type INTEGER.
 _Id = BigInteger().with_variant(Integer, "sqlite")
+_Json = JSON().with_variant(JSONB(), "postgresql")
+
+# One live record a path; the deleted ones are history. The databases use the index of the live ones only for
+# queries that say this in the very same words.
+LIVE = text("NOT is_deleted")
 
 scale_file = Table(
     "scale_file",
@@ -58,15 +72,12 @@ scale_file = Table(
     Column("deleted", UtcDateTime, nullable=True),
     Column("created", UtcDateTime, nullable=False),
     Column("last_modified", UtcDateTime, nullable=False),
-    # One live record a path; the deleted ones are history.
-    Index(
-        "scale_file_live_path",
-        "workspace",
-        "file_path",
-        unique=True,
-        sqlite_where=text("NOT is_deleted"),
-        postgresql_where=text("NOT is_deleted"),
-    ),
+    # With defaults for the programs of version 0001 that other hosts may still run on the same database.
+    Column("checksum", Text, nullable=False, server_default=text("''")),
+    Column("tags", _Json, nullable=False, server_default=text("'{}'")),
+    Index("scale_file_live_path", "workspace", "file_path", unique=True, sqlite_where=LIVE, postgresql_where=LIVE),
+    Index("scale_file_path", "workspace", "file_path"),  # what is and was at a path
+    Index("scale_file_workspace", "workspace", "id"),  # a workspace's pages
 )
 
 
@@ -85,6 +96,8 @@ class ScaleFile:
         file_size: in bytes, None while unknown.
         id: None until saved for the first time.
         is_deleted, deleted: whether, and when, the file was deleted.
+        checksum: `algorithm:hex`, as `sha256:9f86d0...`; empty while unknown.
+        tags: what the user wants to know of the file; names and values are text.
     """
 
     file_path: str
@@ -96,6 +109,8 @@ class ScaleFile:
     deleted: datetime | None = None
     created: datetime = field(default_factory=_now)
     last_modified: datetime = field(default_factory=_now)
+    checksum: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
     uuid: str = field(default_factory=lambda: str(uuids.uuid4()))
     id: int | None = None
 
@@ -109,30 +124,87 @@ class ScaleFile:
         self.deleted = _now()
 
     def save(self) -> None:
-        """Add to the catalog, or update there. Sets `id` and `last_modified`.
-
-        Raises:
-            RuntimeError: no catalog is in use, see `storage.catalog.configure`.
-        """
-        if _in_use is None:
-            raise RuntimeError("no catalog is in use: call storage.catalog.configure(url) first")
-        _in_use.save(self)
+        """Add to the catalog, or update there; see `save_files`."""
+        save_files([self])
 
     def row(self) -> dict[str, Any]:
         """The fields by column name."""
-        return {column.name: getattr(self, column.name) for column in scale_file.columns}
+        return dict(zip(_COLUMNS, _VALUES(self), strict=True))
+
+
+_COLUMNS = [column.name for column in scale_file.columns]
+_VALUES = attrgetter(*_COLUMNS)  # batches are large
 
 
 class SavesFiles(Protocol):
-    """What `ScaleFile.save` needs of a catalog."""
+    """What `save_files` needs of a catalog."""
 
-    def save(self, file: ScaleFile) -> None: ...
+    def save_all(self, files: Sequence[ScaleFile]) -> None: ...
 
 
 _in_use: SavesFiles | None = None
 
 
 def use_catalog(catalog: SavesFiles | None) -> None:
-    """Make `ScaleFile.save` write to `catalog`. For composition roots; a library user calls `configure`."""
+    """Make `save_files` write to `catalog`. For composition roots; a library user calls `configure`."""
     global _in_use  # noqa: PLW0603  # one catalog a process, as the reference's models imply
     _in_use = catalog
+
+
+def save_files(files: Sequence[ScaleFile]) -> None:
+    """Add to the catalog, or update there, all in one transaction. Sets `id` and `last_modified`.
+
+    Raises:
+        RuntimeError: no catalog is in use.
+        ValueError: a field holds what no database can store, see `check_storable`.
+        BackendUnavailable: the database cannot be used now.
+    """
+    _catalog_in_use().save_all(files)
+
+
+def require_catalog() -> None:
+    """See to it that records can be saved, before a file is touched.
+
+    Raises:
+        RuntimeError: no catalog is in use, see `storage.catalog.configure`.
+    """
+    _catalog_in_use()
+
+
+def _catalog_in_use() -> SavesFiles:
+    if _in_use is None:
+        raise RuntimeError("no catalog is in use: call storage.catalog.configure(url) first")
+    return _in_use
+
+
+# PostgreSQL stores no NUL, and neither database what UTF-8 cannot say.
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+
+def is_storable(value: object) -> bool:
+    """Whether the catalog can store this text."""
+    return isinstance(value, str) and _UNSTORABLE.search(value) is None
+
+
+def check_storable(file: ScaleFile) -> None:
+    """Refuse a record with a text that not every database can store, on all of them.
+
+    Raises:
+        ValueError: naming the field and what is accepted.
+    """
+    texts = [file.workspace, file.file_path, file.file_name, file.media_type, file.checksum, file.uuid]
+    if file.tags:
+        texts += [*file.tags, *file.tags.values()]
+    try:
+        is_fine = _UNSTORABLE.search("".join(texts)) is None
+    except TypeError:  # one is no text at all
+        is_fine = False
+    if not is_fine:
+        raise ValueError(_refusal(file))
+
+
+def _refusal(file: ScaleFile) -> str:
+    fields = ("workspace", "file_path", "file_name", "media_type", "checksum", "uuid")
+    wrong = next((name for name in fields if not is_storable(getattr(file, name))), "tags")
+    path = quoted(str(file.file_path))
+    return f"{wrong} of file {path} must be text that is valid UTF-8 without NUL"

@@ -5,18 +5,24 @@ Standard library only, and any Python 3.11: this runs before there is a virtual 
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 
 # Debian package -> the file that shows it is there, whoever installed it (an engine of another maker is as good).
-PACKAGES = {
+_OF_SYSTEM_TESTS = {
     "docker.io": "dockerd",
     "mmdebstrap": "mmdebstrap",
     "busybox-static": "/usr/share/doc/busybox-static",
 }
+PACKAGES = {**_OF_SYSTEM_TESTS, "postgresql": "/usr/lib/postgresql/*/bin/initdb"}
+
+# When it is installed, Debian's PostgreSQL makes and starts a server, unless told not to. Nobody here needs that.
+_CLUSTERS = "/etc/postgresql-common/createcluster.conf"
 
 
 def search_path() -> str:
@@ -24,23 +30,23 @@ def search_path() -> str:
     return f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
 
 
-def missing() -> list[str]:
+def missing(packages: Mapping[str, str] = PACKAGES) -> list[str]:
     """The packages that are not installed."""
-    return [package for package, file in PACKAGES.items() if not _is_there(file)]
+    return [package for package, file in packages.items() if not _is_there(file)]
 
 
 def absence() -> str:
     """Why a system test cannot run here, in a few words; empty where it can."""
     if os.geteuid() != 0:
         return "needs root"
-    if packages := missing():
+    if packages := missing(_OF_SYSTEM_TESTS):
         return f"needs {', '.join(packages)}: `make lab` installs what is missing on Debian"
     return ""
 
 
 def _is_there(file: str) -> bool:
     if file.startswith("/"):
-        return os.path.exists(file)
+        return bool(glob.glob(file))
     return shutil.which(file, path=search_path()) is not None
 
 
@@ -51,6 +57,10 @@ def _has_venv() -> bool:
 def install(packages: list[str]) -> None:
     """Install Debian packages, without questions and without recommendations."""
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    if "postgresql" in packages and not os.path.exists(_CLUSTERS):
+        os.makedirs(os.path.dirname(_CLUSTERS), exist_ok=True)
+        with open(_CLUSTERS, "w", encoding="ascii") as configuration:
+            configuration.write("create_main_cluster = false\n")
     for command in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
         print(f"prerequisites: apt-get {' '.join(command)}", flush=True)
         subprocess.run(["apt-get", "-qq", *command], check=True, env=environment, stdout=subprocess.DEVNULL)
@@ -84,7 +94,7 @@ def _explain(needed: list[str], is_venv: bool) -> int:
         )
         return 1
     print(f"prerequisites: MISSING {', '.join(needed)}, to be installed by root, with apt-get: what needs")
-    print("prerequisites: them is SKIPPED, that is all tests with a real Docker engine", flush=True)
+    print("prerequisites: them is SKIPPED, that is all tests with a real Docker engine or PostgreSQL", flush=True)
     return 0
 
 
