@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
@@ -29,6 +30,7 @@ FILE_MODE = 0o644
 TEMPORARY_PREFIX = ".brokervol-"
 
 _LONGEST_NAME = 255  # NAME_MAX
+_PLAIN_PATH = re.compile(r"(?=.{1,1000}\Z)(?:[\w-][\w.-]{0,254}/)*[\w-][\w.-]{0,254}", re.ASCII)
 _LONGEST_PATH = 4095  # PATH_MAX, less the final NUL
 
 _O_DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW
@@ -147,14 +149,18 @@ class Directory:
         head, _, name = path.rpartition("/")
         made: list[str] = []
         try:
-            with self._made(head, made) if create else self.directory(head) as found:
+            with self.make_directory(head, made) if create else self.directory(head) as found:
                 yield found, name
         except BaseException:
-            self._remove_made(made)
+            self.remove_directories(made)
             raise
 
-    def _made(self, path: str, made: list[str]) -> Directory:
-        """The directory at `path`; the paths of what had to be made are appended to `made`."""
+    def make_directory(self, path: str, made: list[str]) -> Directory:
+        """The directory at `path`, made (mode 0755) with all on the way to it where missing.
+
+        Args:
+            made: the paths of what was made are appended to it, also when this fails.
+        """
         names = path.split("/") if path else []
         missing: list[str] = []
         while True:  # upwards to the deepest directory that is there
@@ -170,10 +176,12 @@ class Directory:
                 names.append(missing.pop())
                 if _make_directory(above, names[-1]):
                     made.append("/".join(names))
+                    _lift_umask(above, names[-1])
                 found = above.directory(names[-1])
         return found
 
-    def _remove_made(self, made: list[str]) -> None:
+    def remove_directories(self, made: list[str]) -> None:
+        """Remove those of the directories that `make_directory` made which are empty."""
         for path in reversed(made):
             with contextlib.suppress(OSError), self.parent(path) as (parent, name):  # somebody may use it by now
                 os.rmdir(name, dir_fd=parent.fd)
@@ -189,8 +197,8 @@ class Directory:
             os.close(readable)
 
     def sync(self) -> None:
-        """Make the names in this directory durable, as far as the caller may read it."""
-        with contextlib.suppress(PermissionError):
+        """Make the names in this directory durable, as far as the caller may read it and it is still there."""
+        with contextlib.suppress(PermissionError, FileNotFoundError):
             fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.fd)
             try:
                 os.fsync(fd)
@@ -261,6 +269,8 @@ def check_file_path(path: str, field: str = "file_path") -> None:
     Raises:
         InvalidPath: naming the field and what is accepted.
     """
+    if _PLAIN_PATH.fullmatch(path):  # most are, and listings check many
+        return
     try:
         encoded = path.encode("utf-8")
     except UnicodeEncodeError:
@@ -321,6 +331,11 @@ def _make_directory(above: Directory, name: str) -> bool:
         os.mkdir(name, DIRECTORY_MODE, dir_fd=above.fd)
     except FileExistsError:
         return False
+    return True
+
+
+def _lift_umask(above: Directory, name: str) -> None:
+    """Give the directory just made the mode that the process's umask may have kept from it."""
     if linux.umask() & DIRECTORY_MODE:
         # Only a library user's umask: in the sidecar, another user could exchange the name for a private directory
         # of the caller's before it is opened.
@@ -329,7 +344,6 @@ def _make_directory(above: Directory, name: str) -> bool:
             os.fchmod(fd, DIRECTORY_MODE)
         finally:
             os.close(fd)
-    return True
 
 
 def is_gone(error: OSError) -> bool:

@@ -161,7 +161,8 @@ def file_system_type(fd: int) -> int:
 def rename_no_replace(old: str, new: str, *, old_dir_fd: int, new_dir_fd: int) -> None:
     """Rename, failing with EEXIST instead of replacing what is at the destination; see renameat2(2).
 
-    Where the file system lacks this (NFS), a hard link and an unlink do the same for files.
+    Where the file system lacks this (NFS), a hard link and an unlink do the same for files. If the server answers
+    the unlink with an error that leaves open what it did, both names stay: the new one may be the only one.
     """
     result = _libc.renameat2(
         ctypes.c_int(old_dir_fd),
@@ -176,7 +177,26 @@ def rename_no_replace(old: str, new: str, *, old_dir_fd: int, new_dir_fd: int) -
     if code != errno.EINVAL:
         raise OSError(code, os.strerror(code), new)
     os.link(old, new, src_dir_fd=old_dir_fd, dst_dir_fd=new_dir_fd, follow_symlinks=False)
-    os.unlink(old, dir_fd=old_dir_fd)
+    try:
+        os.unlink(old, dir_fd=old_dir_fd)
+    except FileNotFoundError:
+        pass  # a repeated request, whose first answer was lost
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            os.unlink(new, dir_fd=new_dir_fd)
+        raise
+
+
+_SYNC_FILE_RANGE_WRITE = 2
+
+
+def start_write_back(fd: int) -> None:
+    """Have the kernel begin to write the file to the disk, without waiting: a later fsync finds less to do.
+
+    Only advice: what goes wrong, fsync will tell.
+    """
+    whole = ctypes.c_int64(0)
+    _libc.sync_file_range(ctypes.c_int(fd), whole, whole, ctypes.c_uint(_SYNC_FILE_RANGE_WRITE))
 
 
 class _CapHeader(ctypes.Structure):

@@ -1,4 +1,10 @@
-"""Writing files so that a crash leaves the old or the new, never a half: temporary file, fsync, rename."""
+"""Writing files so that a crash leaves the old or the new, never a half: temporary file, fsync, rename.
+
+What a killed process can leave behind is a file named `.brokervol-*.part`, which no listing shows and no path can
+name. Where the file system has no nameless files (NFS, older overlayfs) it can at any moment of an upload,
+elsewhere only between the two system calls that replace a file. Nothing here removes it later: in a directory that
+several hosts share, it cannot be told from the file of an upload that is going on.
+"""
 
 from __future__ import annotations
 
@@ -11,53 +17,48 @@ from contextlib import contextmanager
 
 from storage import linux
 from storage.exceptions import AlreadyExists, InvalidPath
-from storage.files import FILE_MODE, TEMPORARY_PREFIX, Directory
+from storage.files import TEMPORARY_PREFIX, Directory
 from storage.os_errors import quoted
 
 # Bounds one system call, so that a signal or a slow backend is noticed between two.
 _CHUNK_BYTES = 64 * 1024 * 1024
 
+# What file systems without nameless files say (NFS, older overlayfs), and kernels to a directory's name.
+_NO_TMPFILE = frozenset((errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL))
+
+# What file systems say that know one name a file.
+_NO_HARD_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS))
+
 # What copy_file_range says when the two files do not suit it.
 _NOT_SUITED = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF))
 
-
-def write_file(directory: Directory, path: str, source: int, *, overwrite: bool) -> int:
-    """Copy the open file `source` to `path` below `directory`: mode 0644, durable, missing directories made.
-
-    Returns:
-        The size in bytes.
-
-    Raises:
-        AlreadyExists: a directory or a mount is at `path`, or anything is and `overwrite` is false.
-        OSError: of the kernel; nothing is left behind then.
-    """
-    with directory.parent(path, create=True) as (parent, name):
-        refuse_directory(parent, name)
-        with _unfinished(parent) as file:
-            size = copy_contents(source, file.fd)
-            os.fchmod(file.fd, FILE_MODE)
-            os.fsync(file.fd)
-            file.publish(name, overwrite=overwrite)
-        parent.sync()
-    return size
+_CUT_SHORT = "the source was cut short while it was copied"
 
 
 def write_link(parent: Directory, name: str, destination: str, *, overwrite: bool) -> None:
-    """Put a symbolic link to `destination` at `name`, in one step, as `write_file` does a file."""
+    """Put a symbolic link to `destination` at `name`, in one step.
+
+    Raises:
+        AlreadyExists: a directory or a mount is there.
+    """
     refuse_directory(parent, name)
-    temporary = _temporary_name()
-    os.symlink(destination, temporary, dir_fd=parent.fd)
-    with _removed_on_failure(parent, temporary):
-        publish(parent, temporary, parent, name, overwrite=overwrite)
+    try:
+        os.symlink(destination, name, dir_fd=parent.fd)
+    except FileExistsError:
+        if not overwrite:
+            raise
+        temporary = _temporary_name()
+        with _removed_on_failure(parent, temporary):
+            os.symlink(destination, temporary, dir_fd=parent.fd)
+            publish(parent, temporary, parent, name, overwrite=True)
 
 
 def publish(source: Directory, old: str, target: Directory, new: str, *, overwrite: bool) -> None:
     """Rename `old` in `source` to `new` in `target`; what is there is replaced only if `overwrite`.
 
     Raises:
-        AlreadyExists: something is mounted at one of them.
+        AlreadyExists: something is mounted there.
     """
-    source.refuse_mountpoint(old)
     target.refuse_mountpoint(new)
     if overwrite:
         os.rename(old, new, src_dir_fd=source.fd, dst_dir_fd=target.fd)
@@ -81,33 +82,45 @@ def refuse_directory(parent: Directory, name: str) -> None:
 def copy_contents(source: int, target: int) -> int:
     """Copy all of `source` into the empty file `target` in the kernel, holes kept as holes.
 
+    What is appended to the source meanwhile is not copied.
+
     Returns:
         The size in bytes.
+
+    Raises:
+        InvalidPath: the source was cut short meanwhile.
     """
     size = os.fstat(source).st_size
-    offset = 0
-    while offset < size:
-        try:
-            offset = os.lseek(source, offset, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:  # ENXIO: only a hole is left
-                raise
-            break
-        end = min(os.lseek(source, offset, os.SEEK_HOLE), size)
-        if end <= offset:
-            raise InvalidPath("the source was cut short while it was copied")
-        _copy_range(source, target, offset, end)
-        offset = end
-    os.ftruncate(target, size)
+    end = 0
+    for start, end in _data(source, size):
+        _copy_range(source, target, start, end)
+    if end < size:
+        os.ftruncate(target, size)
+    if os.fstat(source).st_size < size:  # else what was cut off would pass for a hole
+        raise InvalidPath(_CUT_SHORT)
     return size
+
+
+def _data(source: int, size: int) -> Iterator[tuple[int, int]]:
+    """Start and end of each part of the first `size` bytes of `source` that is no hole."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(source, end, os.SEEK_DATA)
+            end = os.lseek(source, start, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole is left
+                return
+            raise
+        if start < size:
+            yield start, min(end, size)
 
 
 def _copy_range(source: int, target: int, offset: int, end: int) -> None:
     while offset < end:
-        count = min(end - offset, _CHUNK_BYTES)
-        copied = _copy_some(source, target, offset, count)
+        copied = _copy_some(source, target, offset, min(end - offset, _CHUNK_BYTES))
         if copied == 0:
-            raise InvalidPath("the source was cut short while it was copied")
+            raise InvalidPath(_CUT_SHORT)
         offset += copied
 
 
@@ -121,8 +134,12 @@ def _copy_some(source: int, target: int, offset: int, count: int) -> int:
     return os.pwrite(target, block, offset)
 
 
-class _Unfinished:
-    """A new file in `parent`, without a name where the file system can do that, so that a crash leaves nothing."""
+class Unfinished:
+    """A new file in `parent`, without a name where the file system can do that, so that a crash leaves nothing.
+
+    Attributes:
+        fd: descriptor for writing it, mode 0600.
+    """
 
     def __init__(self, parent: Directory) -> None:
         self._parent = parent
@@ -137,7 +154,17 @@ class _Unfinished:
             self.fd = os.open(self._name, flags, 0o600, dir_fd=parent.fd)
 
     def publish(self, name: str, *, overwrite: bool) -> None:
-        """Give the file its name, in one step."""
+        """Give the file its name, in one step. If it has a temporary one, `close` takes that away."""
+        if not self._name or not overwrite:
+            try:
+                linux.link(self.fd, name, dir_fd=self._parent.fd)
+                return
+            except FileExistsError:
+                if not overwrite:
+                    raise
+            except OSError as error:
+                if not self._name or error.errno not in _NO_HARD_LINKS:
+                    raise
         if not self._name:
             self._name = _temporary_name()
             linux.link(self.fd, self._name, dir_fd=self._parent.fd)
@@ -145,17 +172,11 @@ class _Unfinished:
         self._name = ""
 
     def close(self) -> None:
+        """Let go of the file; if it was not published, it is no more."""
         if self._name:
             _remove_quietly(self._parent, self._name)
-        os.close(self.fd)
-
-
-# What file systems without nameless files say (NFS, older overlayfs), and kernels to a directory's name.
-_NO_TMPFILE = frozenset((errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL))
-
-
-def _unfinished(parent: Directory) -> contextlib.closing[_Unfinished]:
-    return contextlib.closing(_Unfinished(parent))
+        with contextlib.suppress(OSError):  # NFS and FUSE tell of failed writes here; fsync has told before
+            os.close(self.fd)
 
 
 @contextmanager

@@ -8,10 +8,14 @@ import os
 import stat
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
 from storage import linux
+from storage.brokers._group import Change, Group, Item, directory_of, groups_of
+from storage.brokers._uploads import Upload, Uploading
 from storage.brokers.broker import (
     Broker,
     FileDetails,
@@ -31,9 +35,9 @@ from storage.files import (
     check_prefix,
     is_gone,
 )
-from storage.models import ScaleFile
+from storage.models import ScaleFile, require_catalog
 from storage.os_errors import os_errors, quoted
-from storage.transfer import publish, refuse_directory, write_file, write_link
+from storage.transfer import publish, refuse_directory, write_link
 
 
 class FilesystemBroker(Broker):
@@ -87,53 +91,39 @@ class FilesystemBroker(Broker):
             return list(islice(_in_order(workspace, selection), limit))
 
     def download_files(self, volume_path: str | None, file_downloads: Sequence[FileDownload]) -> None:
-        for download in file_downloads:
-            path, local_path = download.file.file_path, download.local_path
-            check_file_path(path)
-            check_local_path(local_path)
-            with self._workspace("download", path, volume_path) as (workspace, mounted_at):
-                source = _regular_file(workspace, path)
-                with self.view.local_parent(local_path) as (parent, name):
-                    _refuse_same_file(parent, name, source)
-                    write_link(parent, name, os.path.join(mounted_at, path), overwrite=self.overwrite)
+        for group in groups_of([_Download(download.file, download.local_path) for download in file_downloads]):
+            with self._changing(group, volume_path) as mounted_at:
+                # Nothing is synced: a link that a crash takes away holds no data and is made again.
+                group.each(partial(self._link, group.workspace, mounted_at))
+            group.record()
 
     def upload_files(self, volume_path: str | None, file_uploads: Sequence[FileUpload]) -> None:
-        for upload in file_uploads:
-            file = upload.file
-            check_file_path(file.file_path)
-            check_local_path(upload.local_path)
-            with self._workspace("upload", file.file_path, volume_path) as (workspace, _):
-                with os_errors(f"upload {quoted(file.file_path)} from local_path {quoted(upload.local_path)}"):
-                    source = self.view.open_local(upload.local_path)
-                try:
-                    file.file_size = write_file(workspace, file.file_path, source, overwrite=self.overwrite)
-                finally:
-                    os.close(source)
-            file.is_deleted, file.deleted = False, None
-            file.save()
+        require_catalog()
+        for group in groups_of([Upload(upload.file, upload.local_path) for upload in file_uploads]):
+            with self._changing(group, volume_path):
+                uploading = Uploading(group, self.view, overwrite=self.overwrite)
+                group.each(uploading.write)
+                group.each(uploading.sync)
+                group.each(uploading.publish)
+                group.each(group.sync_directories)
+            group.record()
 
     def move_files(self, volume_path: str | None, file_moves: Sequence[FileMove]) -> None:
-        for move in file_moves:
-            file, new_path = move
-            check_file_path(file.file_path)
-            check_file_path(new_path, "new_path")
-            with self._workspace("move", file.file_path, volume_path) as (workspace, _):
-                file.file_size = _regular_file(workspace, file.file_path, follow=False).st_size
-                if new_path != file.file_path:
-                    self._move(workspace, file.file_path, new_path)
-            file.file_path = new_path
-            file.file_name = new_path.rpartition("/")[2]
-            file.save()
+        require_catalog()
+        for group in groups_of([_Move(move.file, move.new_path) for move in file_moves]):
+            with self._changing(group, volume_path):
+                group.each(partial(self._rename, group))
+                group.each(group.sync_directories)
+            group.record()
 
     def delete_files(self, volume_path: str | None, files: Sequence[ScaleFile], update_model: bool = True) -> None:
-        for file in files:
-            check_file_path(file.file_path)
-            with self._workspace("delete", file.file_path, volume_path) as (workspace, _):
-                size = _remove(workspace, file.file_path)
-            if update_model and (size is not None or file.id is not None):
-                file.file_size = file.file_size if size is None else size
-                file.set_deleted()
-                file.save()
+        if update_model:
+            require_catalog()
+        for group in groups_of([_Deletion(file, update_model) for file in files]):
+            with self._changing(group, volume_path):
+                group.each(partial(_remove, group))
+                group.each(group.sync_directories)
+            group.record()
 
     def get_file_system_paths(self, volume_path: str | None, files: Sequence[ScaleFile]) -> list[str] | None:
         for file in files:
@@ -151,18 +141,72 @@ class FilesystemBroker(Broker):
         ):
             yield workspace, mounted_at
 
-    def _move(self, workspace: Directory, old_path: str, new_path: str) -> None:
+    @contextmanager
+    def _changing(self, group: Group[Item], volume_path: str | None) -> Iterator[str]:
+        """Open the workspace, as the caller, for the steps of a group; where it is mounted."""
+        first = group.items[0]
         with (
-            workspace.parent(old_path) as (old_parent, old),
-            workspace.parent(new_path, create=True) as (parent, new),
-            _opened(old_parent, old) as moved,
+            self._workspace(first.operation, first.file.file_path, volume_path) as (group.workspace, mounted_at),
+            group,
         ):
+            yield mounted_at
+
+    def _link(self, workspace: Directory, mounted_at: str, download: _Download) -> None:
+        path, local_path = download.file.file_path, download.local_path
+        check_file_path(path)
+        check_local_path(local_path)
+        source = _regular_file(workspace, path)
+        with self.view.local_parent(local_path) as (parent, name):
+            _refuse_same_file(parent, name, source)
+            write_link(parent, name, os.path.join(mounted_at, path), overwrite=self.overwrite)
+
+    def _rename(self, group: Group[_Move], move: _Move) -> None:
+        path, new_path = move.file.file_path, move.new_path
+        check_file_path(path)
+        check_file_path(new_path, "new_path")
+        if any(earlier.file is move.file for earlier in group.earlier):
+            group.end_before_this()  # its path will be another then
+        with _opened(group, path) as (moved, found):
+            move.size = found.st_size
+            if new_path == path:
+                return
+            old_parent, old = group.parent(path)
+            parent, new = group.parent(new_path, create=True)
             refuse_directory(parent, new)
-            publish(old_parent, old, parent, new, overwrite=self.overwrite)
-            with contextlib.suppress(PermissionError):  # somebody else's file: moved, its mode is theirs
-                linux.change_mode(moved, FILE_MODE)
-            parent.sync()
-            old_parent.sync()
+            old_parent.refuse_mountpoint(old)
+            with _given_mode(moved, found):
+                publish(old_parent, old, parent, new, overwrite=self.overwrite)
+        move.directories += directory_of(new_path), directory_of(path)
+
+
+@dataclass(eq=False)
+class _Download(Change):
+    operation = "download"
+    local_path: str
+
+
+@dataclass(eq=False)
+class _Move(Change):
+    operation = "move"
+    new_path: str
+
+    def record(self) -> ScaleFile:
+        self.file.file_path, self.file.file_size = self.new_path, self.size
+        self.file.file_name = os.path.basename(self.new_path)
+        return self.file
+
+
+@dataclass(eq=False)
+class _Deletion(Change):
+    operation = "delete"
+    is_recorded: bool
+
+    def record(self) -> ScaleFile | None:
+        if not self.is_recorded or (self.size is None and self.file.id is None):
+            return None
+        self.file.file_size = self.file.file_size if self.size is None else self.size
+        self.file.set_deleted()
+        return self.file
 
 
 class _Entry(NamedTuple):
@@ -234,21 +278,29 @@ def _required(volume_path: str | None) -> str:
     return volume_path
 
 
-def _regular_file(workspace: Directory, path: str, *, follow: bool = True) -> os.stat_result:
-    """The status of the regular file at `path`, or with `follow` what a link there leads to.
+def _regular_file(workspace: Directory, path: str) -> os.stat_result:
+    """The status of the regular file at `path`, or of what a link there leads to.
 
     Raises:
         MissingFile: nothing is there, or something that is no regular file.
     """
     try:
-        found = workspace.stat(path, follow=follow)
+        found = workspace.stat(path)
     except OSError as error:
         if is_gone(error):
-            raise MissingFile(f"there is no file {quoted(path)} in the workspace") from error
+            raise _no_file(path) from error
         raise
     if not stat.S_ISREG(found.st_mode):
-        raise MissingFile(f"{quoted(path)} in the workspace is not a regular file")
+        raise _no_regular_file(path)
     return found
+
+
+def _no_file(path: str) -> MissingFile:
+    return MissingFile(f"there is no file {quoted(path)} in the workspace")
+
+
+def _no_regular_file(path: str) -> MissingFile:
+    return MissingFile(f"{quoted(path)} in the workspace is not a regular file")
 
 
 def _refuse_same_file(parent: Directory, name: str, source: os.stat_result) -> None:
@@ -259,30 +311,55 @@ def _refuse_same_file(parent: Directory, name: str, source: os.stat_result) -> N
             raise AlreadyExists(f"local_path is the file itself: {quoted(name)}")
 
 
-def _remove(workspace: Directory, path: str) -> int | None:
-    """Unlink the file at `path`; its size in bytes, or None if it was already gone."""
+def _remove(group: Group[_Deletion], deletion: _Deletion) -> None:
+    path = deletion.file.file_path
+    check_file_path(path)
     try:
-        with workspace.parent(path) as (parent, name):
-            found = parent.stat(name, follow=False)
-            if stat.S_ISDIR(found.st_mode):
-                raise InvalidPath(f"{quoted(path)} is a directory; only files are deleted")
-            parent.refuse_mountpoint(name)
-            os.unlink(name, dir_fd=parent.fd)
-            parent.sync()
-            return found.st_size
+        parent, name = group.parent(path)
+        # Also if the file is gone already: whoever removed it may have been killed before this.
+        deletion.directories.append(directory_of(path))
+        found = parent.stat(name, follow=False)
+        if stat.S_ISDIR(found.st_mode):
+            raise InvalidPath(f"{quoted(path)} is a directory; only files are deleted")
+        parent.refuse_mountpoint(name)
+        os.unlink(name, dir_fd=parent.fd)
+        deletion.size = found.st_size
     except OSError as error:
-        if is_gone(error):
-            return None
-        raise
+        if not is_gone(error):
+            raise
 
 
 @contextmanager
-def _opened(parent: Directory, name: str) -> Iterator[int]:
+def _opened(group: Group[_Move], path: str) -> Iterator[tuple[int, os.stat_result]]:
     """The regular file itself, before it is renamed: its new name may be somebody else's a moment later."""
-    fd = parent.open(name, os.O_PATH | os.O_NOFOLLOW)
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise MissingFile(f"{quoted(name)} in the workspace is not a regular file")
-        yield fd
+        parent, name = group.parent(path)
+        file = parent.open(name, os.O_PATH | os.O_NOFOLLOW)
+    except OSError as error:
+        if is_gone(error):
+            raise _no_file(path) from error
+        raise
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode):
+            raise _no_regular_file(path)
+        yield file, found
     finally:
-        os.close(fd)
+        os.close(file)
+
+
+@contextmanager
+def _given_mode(file: int, found: os.stat_result) -> Iterator[None]:
+    """Give a file its mode before the block renames it, so that nothing fails after that; undone if it fails."""
+    mode = stat.S_IMODE(found.st_mode)
+    if mode == FILE_MODE:
+        yield
+        return
+    with contextlib.suppress(PermissionError):  # somebody else's file: it is moved, its mode is theirs
+        linux.change_mode(file, FILE_MODE)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            linux.change_mode(file, mode)
+        raise
