@@ -39,6 +39,7 @@ HOMES = {
     "s3transfer": {"storage.brokers._s3_boto"},
     "obstore": {"storage.brokers._s3_obstore"},
     "cheroot": {"brokervol.server"},
+    "pytest": {"storage.testing"},
     "msgspec": {"sidecar.requests", "volumedriver.api"},
     "docker": {"build"},
 }

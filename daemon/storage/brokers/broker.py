@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from storage.configuration.warnings import ValidationWarning
-from storage.files import FileView, SelfView
+from storage.files import FileView, SelfView, check_prefix
 
 if TYPE_CHECKING:
     from storage.models import ScaleFile
@@ -77,7 +77,8 @@ class Broker(ABC):
       component, UTF-8). They cannot lead outside the workspace, whatever links or races are inside it.
     * Files are touched through `view`: with the caller's paths and the caller's identity.
     * Items are worked on in order; the first failure is raised. Items before it are done and saved, the failed
-      one and those after it are as they were: nothing half-written stays, under no name.
+      one and those after it are as they were: nothing half-written stays, under no name. A broker that works on
+      several at a time (s3) may have done, and saved, some after the failed one.
     * Errors are `storage.exceptions.StorageError` by kind: InvalidPath, PermissionDenied, ReadOnly, NoSpace,
       TooLarge, AlreadyExists, BackendUnavailable, Unsupported, and MissingFile where said. Their text is one
       sentence naming operation and file, never a secret.
@@ -122,6 +123,13 @@ class Broker(ABC):
         Raises:
             InvalidBrokerConfiguration: as `load_configuration`.
         """
+
+    def check_configuration(self, config: Mapping[str, Any]) -> list[ValidationWarning]:
+        """As `validate_configuration`, but without asking a backend: for configurations that strangers send.
+
+        A broker whose validation reaches out, with credentials of ours, overrides it.
+        """
+        return self.validate_configuration(config)
 
     @abstractmethod
     def list_files(self, volume_path: str | None, recursive: bool) -> Generator[FileDetails, None, None]:
@@ -182,6 +190,7 @@ class Broker(ABC):
 
         This general form filters the whole listing; a broker that can start in the middle overrides it.
         """
+        check_prefix(prefix)
         wanted = Selection(recursive, prefix)
         for details in self.list_files(volume_path, recursive or "/" in prefix):
             if wanted.takes(details.file):
@@ -195,6 +204,7 @@ class Broker(ABC):
         A page goes on from a name, so it stays valid while files come and go. This general form reads the whole
         listing for a page; a broker that can start in the middle overrides it.
         """
+        check_prefix(prefix)
         wanted = Selection(recursive, prefix, after)
         everything = self.list_files(volume_path, recursive or "/" in prefix)
         taken = (details for details in everything if wanted.takes(details.file))

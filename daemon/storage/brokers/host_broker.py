@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from storage.brokers._checks import check_absolute_directory
 from storage.brokers._filesystem import FilesystemBroker
 from storage.brokers.broker import BrokerVolume
 from storage.brokers.exceptions import InvalidBrokerConfiguration
@@ -35,17 +36,3 @@ class HostBroker(FilesystemBroker):
             ValidationWarning("unknown_key", f"{key!r} is not a key of a host broker and is ignored")
             for key in sorted(set(config) - _KEYS)
         ]
-
-
-def check_absolute_directory(key: str, value: object) -> None:
-    """Refuse a configured directory that is missing, relative or not in its canonical spelling.
-
-    Raises:
-        InvalidBrokerConfiguration: naming the key and what is accepted.
-    """
-    accepted = "accepted is an absolute directory such as '/srv/data', without empty, '.' or '..' components"
-    if not isinstance(value, str) or not value:
-        raise InvalidBrokerConfiguration(key, f"{key} is missing or not text; {accepted}")
-    parts = value.rstrip("/").split("/")
-    if parts[0] != "" or "\0" in value or any(part in ("", ".", "..") for part in parts[1:]):
-        raise InvalidBrokerConfiguration(key, f"{key} is {value!r}; {accepted}")

@@ -64,3 +64,8 @@ def load_broker(config: Mapping[str, Any]) -> Broker:
 def validate_broker(config: Mapping[str, Any]) -> list[ValidationWarning]:
     """The warnings about a broker's part of the configuration; raises `InvalidBrokerConfiguration`."""
     return get_broker(config.get("type")).validate_configuration(config)
+
+
+def check_broker(config: Mapping[str, Any]) -> list[ValidationWarning]:
+    """As `validate_broker`, without asking any backend: for configurations that strangers send."""
+    return get_broker(config.get("type")).check_configuration(config)

@@ -1,0 +1,439 @@
+"""Objects in an S3 bucket by boto3, whose one home this is: every ability, every error, botocore's retries."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_plus
+from xml.etree import ElementTree
+
+import boto3
+from boto3.s3.transfer import TransferConfig
+from botocore import exceptions as sdk
+from botocore.config import Config
+from s3transfer.exceptions import RetriesExceededError
+
+from storage.brokers._s3_objects import Found, Listed, Objects, Source
+from storage.brokers._s3_settings import AccessKey, Endpoint, Settings
+from storage.exceptions import (
+    AlreadyExists,
+    BackendUnavailable,
+    ExpiredCredentials,
+    InvalidCredentials,
+    InvalidPath,
+    MissingBucket,
+    MissingFile,
+    NoSpace,
+    PermissionDenied,
+    StorageError,
+    TimedOut,
+    TooLarge,
+    TooManyRequests,
+    Unsupported,
+)
+from storage.os_errors import translate
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+# At DEBUG these log the headers of requests, session tokens among them.
+for _name in ("boto3", "botocore", "s3transfer", "urllib3"):
+    logging.getLogger(_name).setLevel(logging.INFO)
+
+CONNECTIONS = 32
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 30
+
+# Files up to this size are stored from memory, in one request.
+SMALL_BYTES = 4 * 1024 * 1024
+
+# Larger ones are stored and fetched in parts of this size, some at a time.
+PART_BYTES = 8 * 1024 * 1024
+PARTS_AT_ONCE = 6
+_MOST_PARTS = 10_000
+
+# S3 copies up to this size in one request.
+LARGEST_COPY_BYTES = 5 * 1024**3
+
+_KEYS_A_DELETE = 1000
+
+# XML cannot hold these characters, and with them a key cannot be named in a DeleteObjects.
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True, eq=False)
+class Connection:
+    """boto3's clients for one endpoint. `creating` is one whose writes fail where an object already is."""
+
+    session: boto3.Session
+    client: S3Client
+    creating: S3Client
+
+
+class BotoObjects(Objects):
+    """Every ability by boto3. Nothing is retried here: botocore does that, in its mode `standard`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._endpoint = settings.endpoint
+        self._bucket = settings.endpoint.bucket_name
+        self._storing = _given(
+            StorageClass=settings.storage_class, ServerSideEncryption=settings.server_side_encryption
+        )
+
+    def check_bucket(self) -> None:
+        with self._asking() as connection:
+            try:
+                connection.client.head_bucket(Bucket=self._bucket)
+            except sdk.ClientError:
+                self._explain(connection)
+
+    def pages(
+        self, prefix: str, *, recursive: bool, after: str = "", page_size: int = 1000
+    ) -> Generator[list[Listed], None, None]:
+        query = _given(
+            Prefix=prefix,
+            Delimiter=None if recursive else "/",
+            StartAfter=after or None,
+            MaxKeys=min(page_size, 1000),
+            EncodingType="url",
+        )
+        is_truncated = True
+        while is_truncated:
+            with self._asking() as connection:
+                page: Mapping[str, Any] = connection.client.list_objects_v2(Bucket=self._bucket, **query)
+            yield page["Listed"]
+            is_truncated = bool(page["NextContinuationToken"])
+            query["ContinuationToken"] = page["NextContinuationToken"]
+
+    def is_ordered(self) -> bool:
+        # SeaweedFS lists directory by directory, and begins in the middle only right where no name begins another;
+        # S3's directory buckets list in no order.
+        with self._asking() as connection:
+            return (
+                not self._bucket.endswith("--x-s3") and "seaweed" not in _server(connection, self._bucket).lower()
+            )
+
+    def head(self, key: str, *, with_class: bool = False) -> Found:
+        del with_class
+        with self._asking() as connection:
+            try:
+                found = connection.client.head_object(Bucket=self._bucket, Key=key)
+            except sdk.ClientError as error:
+                is_missing = _status(error) == 404
+                try:
+                    self._explain(connection)
+                except sdk.ClientError as reason:
+                    if not is_missing or _status(reason) != 403:  # who may not list still gets a 404
+                        raise
+                if is_missing:
+                    raise MissingFile("there is no such object in the bucket") from error
+                raise
+        return Found(found["ContentLength"], found["ETag"].strip('"'), found.get("StorageClass"))
+
+    def _explain(self, connection: Connection) -> None:
+        """Raise what is behind a failed HEAD, whose answer cannot say: a missing bucket, wrong credentials."""
+        connection.client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+
+    def put(self, key: str, source: Source, *, overwrite: bool) -> None:
+        options = {**self._storing, **_given(ContentType=source.media_type or None)}
+        os.lseek(source.fd, 0, os.SEEK_SET)
+        with self._asking() as connection, open(os.dup(source.fd), "rb") as file:
+            client = connection.client if overwrite else connection.creating
+            if source.size <= SMALL_BYTES:
+                body = read_all(source)
+                client.put_object(Bucket=self._bucket, Key=key, Body=body, **options)
+            else:
+                client.upload_fileobj(file, self._bucket, key, options, Config=_transfer(source.size))
+                _refuse_changed(source)
+
+    def get(self, key: str, fd: int) -> int:
+        os.ftruncate(fd, 0)
+        with self._asking() as connection, open(os.dup(fd), "wb") as file:
+            try:
+                connection.client.download_fileobj(self._bucket, key, file, Config=_transfer(0))
+            except sdk.ClientError as error:
+                if _status(error) == 412:
+                    raise BackendUnavailable("the object was replaced while it was read") from error
+                self.head(key)
+                raise
+            return file.seek(0, os.SEEK_END)
+
+    def copy(self, key: str, found: Found, new_key: str, *, overwrite: bool) -> None:
+        with self._asking() as connection:
+            client = connection.client if overwrite else connection.creating
+            storing = _given(StorageClass=found.storage_class) | self._storing
+            if not overwrite:  # not every S3 service knows conditional copies
+                self._refuse_present(new_key)
+            origin: Any = {"Bucket": self._bucket, "Key": key}
+            if found.size <= LARGEST_COPY_BYTES:
+                client.copy_object(
+                    Bucket=self._bucket,
+                    Key=new_key,
+                    CopySource=origin,
+                    CopySourceIfMatch=found.etag,
+                    **storing,
+                )
+            else:
+                self._copy_in_parts(client, origin, new_key, storing)
+
+    def _copy_in_parts(self, client: S3Client, origin: Any, new_key: str, storing: Mapping[str, Any]) -> None:
+        """As s3transfer does it; what it does not take along of the object's properties is given to it."""
+        about = client.head_object(**origin)
+        kept = {name: about[name] for name in _KEPT if name in about}  # type: ignore[literal-required]
+        transfer = TransferConfig(multipart_threshold=LARGEST_COPY_BYTES, multipart_chunksize=_COPY_PART_BYTES)
+        client.copy(origin, self._bucket, new_key, {**kept, **storing}, Config=transfer)
+
+    def _refuse_present(self, key: str) -> None:
+        with contextlib.suppress(MissingFile):
+            self.head(key)
+            raise AlreadyExists("an object of this name is already there")
+
+    def delete(self, keys: Sequence[str]) -> dict[str, StorageError]:
+        failed: dict[str, StorageError] = {}
+        together = [key for key in keys if not _NOT_XML.search(key)]
+        runs = [together[start : start + _KEYS_A_DELETE] for start in range(0, len(together), _KEYS_A_DELETE)]
+        runs += [[key] for key in keys if _NOT_XML.search(key)]
+        for number, run in enumerate(runs):
+            try:
+                failed |= self._delete_run(run)
+            except StorageError as error:  # of the service, not of a key: what is left would fare no better
+                return failed | {key: error for rest in runs[number:] for key in rest}
+        return failed
+
+    def _delete_run(self, keys: Sequence[str]) -> dict[str, StorageError]:
+        with self._asking() as connection:
+            if _NOT_XML.search(keys[0]):
+                connection.client.delete_object(Bucket=self._bucket, Key=keys[0])
+                return {}
+            objects: Any = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+            answer = connection.client.delete_objects(Bucket=self._bucket, Delete=objects)
+        return {
+            error["Key"]: _of_code(error.get("Code", ""), error.get("Message", ""))
+            for error in answer.get("Errors", ())
+        }
+
+    @contextmanager
+    def _asking(self) -> Iterator[Connection]:
+        """The connection, with the SDK's errors as ours."""
+        try:
+            yield connect(self._endpoint)
+        except (sdk.BotoCoreError, sdk.ClientError, RetriesExceededError) as error:
+            found = translated(error, self._bucket)
+            if isinstance(found, InvalidCredentials | ExpiredCredentials):
+                connect.cache_clear()  # a renewed profile is read again
+            raise found from error
+        except OSError as error:  # last: some of the SDK's own are OSErrors, too
+            raise translate(error, "the local file") from error
+
+
+@lru_cache(maxsize=32)
+def connect(endpoint: Endpoint) -> Connection:
+    """The clients for an endpoint: made once, since making them costs more than most requests."""
+    key = endpoint.credentials if isinstance(endpoint.credentials, AccessKey) else None
+    session = boto3.Session(
+        aws_access_key_id=key.access_key_id if key else None,
+        aws_secret_access_key=key.secret_access_key if key else None,
+        aws_session_token=key.session_token if key else None,
+        region_name=endpoint.region_name,
+        profile_name=endpoint.credentials if isinstance(endpoint.credentials, str) else None,
+    )
+    client, creating = _client(session, endpoint), _client(session, endpoint)
+    client.meta.events.register("before-parse.s3.ListObjectsV2", _parse_listing)
+    for operation in ("PutObject", "CompleteMultipartUpload", "CopyObject"):
+        creating.meta.events.register(f"provide-client-params.s3.{operation}", _only_create)
+    return Connection(session, client, creating)
+
+
+@lru_cache(maxsize=256)
+def _server(connection: Connection, bucket: str) -> str:
+    """What the service calls itself. Not asked by HEAD, whose failures do not say what is wrong."""
+    answer = connection.client.list_objects_v2(Bucket=bucket, MaxKeys=1)
+    return answer["ResponseMetadata"]["HTTPHeaders"].get("server", "")
+
+
+def _client(session: boto3.Session, endpoint: Endpoint) -> S3Client:
+    config = Config(
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
+        retries={"mode": "standard"},
+        max_pool_connections=CONNECTIONS,
+        # Other services than AWS's seldom have a host name for each bucket.
+        s3={"addressing_style": "path" if endpoint.endpoint_url else "auto"},
+    )
+    region_name = session.region_name or ("us-east-1" if endpoint.endpoint_url else None)
+    return session.client("s3", endpoint_url=endpoint.endpoint_url, region_name=region_name, config=config)
+
+
+def _only_create(params: dict[str, Any], **_: object) -> None:
+    params["IfNoneMatch"] = "*"
+
+
+def _parse_listing(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
+    """Read a listing's keys and sizes by themselves: botocore's general parser takes six times as long."""
+    if response_dict["status_code"] != 200:
+        return
+    root = ElementTree.fromstring(response_dict["body"])  # noqa: S314  # of the configured service
+    space = root.tag.removesuffix("ListBucketResult")
+    key_tag, size_tag = f"{space}Key", f"{space}Size"
+    listed = [
+        Listed(_decoded(found.findtext(key_tag, "")), int(found.findtext(size_tag, "0")))
+        for found in root.findall(f"{space}Contents")
+    ]
+    token = root.findtext(f"{space}NextContinuationToken")
+    response_dict["body"] = b""
+    customized_response_dict.update(Listed=listed, NextContinuationToken=token)
+
+
+def _decoded(key: str) -> str:
+    return unquote_plus(key) if "%" in key or "+" in key else key
+
+
+def read_all(source: Source) -> bytes:
+    """The content of a small source; raises InvalidPath where it has become shorter than it was."""
+    body = bytearray()
+    while len(body) < source.size and (chunk := os.pread(source.fd, source.size - len(body), len(body))):
+        body += chunk
+    if len(body) != source.size:
+        raise InvalidPath(CUT_SHORT)
+    return bytes(body)
+
+
+CUT_SHORT = "the source was cut short while it was copied"
+
+
+def _refuse_changed(source: Source) -> None:
+    if os.fstat(source.fd).st_size < source.size:
+        raise InvalidPath(CUT_SHORT)
+
+
+# Of an object's properties, those that a copy in parts must be told again.
+_KEPT = (
+    *("CacheControl", "ContentDisposition", "ContentEncoding", "ContentLanguage", "ContentType", "Metadata"),
+    "WebsiteRedirectLocation",
+)
+_COPY_PART_BYTES = 512 * 1024 * 1024
+
+
+def _transfer(size: int) -> TransferConfig:
+    part = max(PART_BYTES, -(-size // _MOST_PARTS))
+    config = TransferConfig(multipart_threshold=part, multipart_chunksize=part, max_concurrency=PARTS_AT_ONCE)
+    config.max_in_memory_upload_chunks = PARTS_AT_ONCE
+    config.max_in_memory_download_chunks = PARTS_AT_ONCE
+    return config
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+# S3's error code -> kind and fact. A number is the status of an answer without a body.
+_CODES: dict[str, tuple[type[StorageError], str]] = {
+    **dict.fromkeys(("NoSuchKey", "404", "NotFound"), (MissingFile, "there is no such object in the bucket")),
+    "NoSuchBucket": (MissingBucket, "the bucket does not exist"),
+    "NoSuchUpload": (BackendUnavailable, "the service has forgotten the unfinished upload"),
+    **dict.fromkeys(
+        ("AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"),
+        (PermissionDenied, "the bucket's owner does not allow this to these credentials"),
+    ),
+    "InvalidObjectState": (Unsupported, "the object is archived and must be restored first"),
+    "InvalidAccessKeyId": (InvalidCredentials, "the service does not know the access key"),
+    "SignatureDoesNotMatch": (InvalidCredentials, "the secret access key does not belong to the access key"),
+    **dict.fromkeys(
+        ("InvalidToken", "TokenRefreshRequired", "InvalidSecurity", "InvalidClientTokenId", "401"),
+        (InvalidCredentials, "the service does not accept the session token"),
+    ),
+    "RequestTimeTooSkewed": (InvalidCredentials, "this machine's clock differs too much from the service's"),
+    **dict.fromkeys(
+        ("ExpiredToken", "ExpiredTokenException", "RequestExpired"),
+        (ExpiredCredentials, "the credentials have expired"),
+    ),
+    **dict.fromkeys(
+        ("SlowDown", "429", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"),
+        (TooManyRequests, "the service asks for fewer requests a second"),
+    ),
+    **dict.fromkeys(
+        ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"),
+        (AlreadyExists, "an object of this name is already there"),
+    ),
+    **dict.fromkeys(
+        ("PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"),
+        (BackendUnavailable, "the bucket is in another region than region_name says"),
+    ),
+    "KeyTooLongError": (InvalidPath, "the key is longer than 1024 bytes"),
+    **dict.fromkeys(("EntityTooLarge", "MaxSizeExceeded"), (TooLarge, "the file is larger than S3 allows")),
+    **dict.fromkeys(("QuotaExceeded", "InsufficientCapacity", "507"), (NoSpace, "the bucket is full")),
+    **dict.fromkeys(
+        ("BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"),
+        (BackendUnavailable, "the bytes were altered on their way"),
+    ),
+    **dict.fromkeys(
+        ("RequestTimeout", "408", "504"),
+        (TimedOut, "the service did not answer in time"),
+    ),
+    "InvalidStorageClass": (Unsupported, "the service does not have the configured storage class"),
+    **dict.fromkeys(
+        ("InvalidArgument", "InvalidRequest", "NotImplemented", "MethodNotAllowed", "501", "405", "400"),
+        (Unsupported, "the service does not accept the request"),
+    ),
+    **dict.fromkeys(
+        ("InternalError", "ServiceUnavailable", "500", "502", "503"), (BackendUnavailable, "the service fails")
+    ),
+}
+
+# The SDK's own exception -> kind and fact; the first that fits.
+_EXCEPTIONS: tuple[tuple[tuple[type[Exception], ...], type[StorageError], str], ...] = (
+    ((sdk.ProfileNotFound,), InvalidCredentials, "the credentials file has no profile of the configured name"),
+    (
+        (sdk.NoCredentialsError, sdk.PartialCredentialsError),
+        InvalidCredentials,
+        "no credentials were found",
+    ),
+    ((sdk.UnauthorizedSSOTokenError, sdk.SSOTokenLoadError), ExpiredCredentials, "the login has expired"),
+    (
+        (sdk.CredentialRetrievalError, sdk.MetadataRetrievalError, sdk.TokenRetrievalError),
+        InvalidCredentials,
+        "the credentials could not be fetched from where the profile says",
+    ),
+    ((sdk.ConnectTimeoutError, sdk.ReadTimeoutError), TimedOut, "the service did not answer in time"),
+    ((sdk.EndpointConnectionError, sdk.ProxyConnectionError), BackendUnavailable, "the service cannot be reached"),
+    ((sdk.SSLError,), BackendUnavailable, "the service's certificate is not accepted"),
+    (
+        (sdk.FlexibleChecksumError, sdk.IncompleteReadError, sdk.ResponseStreamingError),
+        BackendUnavailable,
+        "the bytes were cut short or altered on their way",
+    ),
+    ((sdk.ConnectionError, sdk.HTTPClientError), BackendUnavailable, "the connection was lost"),
+    ((sdk.NoRegionError,), BackendUnavailable, "neither region_name nor the profile names a region"),
+)
+
+
+def translated(error: BaseException, bucket: str) -> StorageError:
+    """The library's error for the SDK's: kind, fact and S3's code, never what was sent."""
+    while isinstance(error, RetriesExceededError):
+        error = error.last_exception
+    if isinstance(error, sdk.ClientError):
+        about = error.response.get("Error", {})
+        found = _of_code(about.get("Code", ""), about.get("Message", ""))
+        return type(found)(f"{found}, bucket {bucket!r}")
+    for exceptions, kind, fact in _EXCEPTIONS:
+        if isinstance(error, exceptions):
+            return kind(f"{fact} ({type(error).__name__}), bucket {bucket!r}")
+    if isinstance(error, OSError):
+        return BackendUnavailable(f"the connection was lost ({error}), bucket {bucket!r}")
+    return BackendUnavailable(f"the S3 SDK reports {type(error).__name__}, bucket {bucket!r}")
+
+
+def _of_code(code: str, message: str) -> StorageError:
+    kind, fact = _CODES.get(code, (BackendUnavailable, f"the service reports: {message[:200]}"))
+    return kind(f"{fact} ({code})")
+
+
+def _status(error: sdk.ClientError) -> int:
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)

@@ -1,0 +1,201 @@
+"""What is done for each file of a batch on S3: the local side as the caller, the remote side by threads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from storage.brokers._s3_objects import Objects, Source
+from storage.brokers.broker import FileDownload, FileMove, FileUpload
+from storage.exceptions import AlreadyExists, BackendUnavailable, MissingFile, StorageError
+from storage.files import FILE_MODE, Directory, FileView
+from storage.models import ScaleFile
+from storage.os_errors import os_errors, quoted
+from storage.transfer import Unfinished, refuse_directory, write_link
+
+Done = Callable[[ScaleFile], None]
+
+
+class Downloading:
+    """A download into an unfinished file that the caller's identity opened beside its final name."""
+
+    def __init__(self, objects: Objects, view: FileView, download: FileDownload, key: str, *, overwrite: bool):
+        self._objects, self._view, self._key, self._overwrite = objects, view, key, overwrite
+        self._subject = f"download {quoted(download.file.file_path)} to local_path {quoted(download.local_path)}"
+        with os_errors(self._subject), view.acting(), contextlib.ExitStack() as stack:
+            self._parent, self._name = stack.enter_context(view.local_parent(download.local_path))
+            refuse_directory(self._parent, self._name)
+            if not overwrite:  # before anything is fetched
+                _refuse_present(self._parent, self._name)
+            self._file = stack.enter_context(contextlib.closing(Unfinished(self._parent)))
+            self._held = stack.pop_all()
+
+    def work(self) -> None:
+        with about(self._subject), os_errors(self._subject):
+            self._objects.get(self._key, self._file.fd)
+            os.fchmod(self._file.fd, FILE_MODE)
+            os.fsync(self._file.fd)
+
+    def finish(self) -> None:
+        with os_errors(self._subject), self._view.acting():
+            self._file.publish(self._name, overwrite=self._overwrite)
+            self._parent.sync()
+
+    def close(self) -> None:
+        with self._view.acting():
+            self._held.close()
+
+
+class Linking:
+    """A download by a symbolic link into the mounted bucket."""
+
+    def __init__(self, view: FileView, download: FileDownload, target: str, *, overwrite: bool):
+        self._view, self._local_path, self._target, self._overwrite = view, download.local_path, target, overwrite
+        self._subject = f"download {quoted(download.file.file_path)} to local_path {quoted(download.local_path)}"
+
+    def work(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        with os_errors(self._subject), self._view.acting(), self._view.local_parent(self._local_path) as found:
+            write_link(*found, self._target, overwrite=self._overwrite)
+
+    def close(self) -> None:
+        pass
+
+
+class Uploading:
+    """An upload of a file that the caller's identity opened."""
+
+    def __init__(
+        self, objects: Objects, view: FileView, upload: FileUpload, key: str, *, overwrite: bool, done: Done
+    ):
+        self._objects, self._key, self._overwrite, self._done = objects, key, overwrite, done
+        self._file = upload.file
+        self._subject = f"upload {quoted(upload.file.file_path)} from local_path {quoted(upload.local_path)}"
+        with os_errors(self._subject), view.acting():
+            fd = view.open_local(upload.local_path)
+        self._source = Source(fd, os.fstat(fd).st_size, upload.file.media_type)
+
+    def work(self) -> None:
+        with about(self._subject):
+            self._objects.put(self._key, self._source, overwrite=self._overwrite)
+
+    def finish(self) -> None:
+        self._file.file_size = self._source.size
+        self._file.is_deleted, self._file.deleted = False, None
+        self._done(self._file)
+
+    def close(self) -> None:
+        os.close(self._source.fd)
+
+
+class Copying:
+    """The first half of a move: a copy by the server, verified. The source is left for the broker to delete.
+
+    Attributes:
+        key, new_key: of the source and of the copy.
+    """
+
+    def __init__(
+        self,
+        objects: Objects,
+        move: FileMove,
+        keys: tuple[str, str],
+        *,
+        overwrite: bool,
+        done: Callable[[Copying], None],
+    ):
+        self._move, self._size = move, 0
+        self.key, self.new_key = keys
+        self._subject = f"move {quoted(move.file.file_path)} to {quoted(move.new_path)}"
+        self._objects, self._overwrite, self._done = objects, overwrite, done
+
+    def work(self) -> None:
+        with about(self._subject):
+            found = self._objects.head(self.key, with_class=True)
+            self._size = found.size
+            if self.key == self.new_key:
+                return
+            self._objects.copy(self.key, found, self.new_key, overwrite=self._overwrite)
+            copied = self._objects.head(self.new_key)
+            if copied.size != found.size:
+                raise BackendUnavailable(
+                    f"the copy has {copied.size} bytes instead of {found.size}; the source is kept"
+                )
+
+    def finish(self) -> None:
+        self._done(self)
+
+    def close(self) -> None:
+        pass
+
+    def moved(self) -> ScaleFile:
+        """The model, changed for its new place."""
+        file = self._move.file
+        file.file_path, file.file_size = self._move.new_path, self._size
+        file.file_name = file.file_path.rpartition("/")[2]
+        return file
+
+    def kept(self, error: StorageError) -> StorageError:
+        """The error of the source's removal, with what it left. A copy that replaced nothing is taken away."""
+        left = "both are there"
+        if not self._overwrite and not self._objects.delete([self.new_key]):
+            left = "the copy was removed again"
+        return type(error)(f"{self._subject}: the source could not be removed, {left}: {error}")
+
+
+class Looking:
+    """Finds out, where asked, whether an object is there, before the broker deletes it.
+
+    Attributes:
+        is_there: true also where it was not asked.
+    """
+
+    def __init__(
+        self, objects: Objects, file: ScaleFile, key: str, *, is_asked: bool, done: Callable[[Looking], None]
+    ):
+        self.key, self.is_there = key, True
+        self._objects, self._file, self._is_asked, self._done = objects, file, is_asked, done
+        self._size = file.file_size
+
+    def work(self) -> None:
+        if self._is_asked:
+            with about(f"delete {quoted(self._file.file_path)}"):
+                try:
+                    self._size = self._objects.head(self.key).size
+                except MissingFile:
+                    self.is_there = False
+
+    def finish(self) -> None:
+        self._done(self)
+
+    def close(self) -> None:
+        pass
+
+    def deleted(self) -> ScaleFile:
+        """The model, changed for a file that is no more."""
+        self._file.file_size = self._size
+        self._file.set_deleted()
+        return self._file
+
+    def kept(self, error: StorageError) -> StorageError:
+        """The error of the deletion, with what it is about."""
+        return type(error)(f"delete {quoted(self._file.file_path)}: {error}")
+
+
+@contextmanager
+def about(subject: str) -> Iterator[None]:
+    """Say of what operation and file an error of the block is."""
+    try:
+        yield
+    except StorageError as error:
+        raise type(error)(f"{subject}: {error}") from error
+
+
+def _refuse_present(parent: Directory, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        parent.stat(name, follow=False)
+        raise AlreadyExists(f"something is already at local_path {quoted(name)}")

@@ -1,0 +1,173 @@
+"""The bulk path to S3 by obstore (Rust's object_store), whose one home this is.
+
+It carries the requests that come by the thousand: heads, whole reads and writes, plain copies. Whatever it
+cannot do or fails at is done by boto3 instead, whose retries and errors are then the ones that count, so that
+both paths behave as one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import obstore
+from obstore.auth.boto3 import Boto3CredentialProvider
+from obstore.store import S3Store
+
+from storage.brokers._s3_boto import (
+    CONNECT_TIMEOUT_S,
+    LARGEST_COPY_BYTES,
+    PART_BYTES,
+    PARTS_AT_ONCE,
+    READ_TIMEOUT_S,
+    SMALL_BYTES,
+    BotoObjects,
+    connect,
+    read_all,
+)
+from storage.brokers._s3_objects import Found, Source
+from storage.brokers._s3_settings import Endpoint, Settings
+from storage.exceptions import StorageError
+
+if TYPE_CHECKING:
+    from obstore import GetResult
+
+log = logging.getLogger(__name__)
+R = TypeVar("R")
+
+_STREAM_BYTES = 1024 * 1024
+
+
+class ObstoreObjects(BotoObjects):
+    """As its base, faster.
+
+    Listings and deletes stay with boto3: obstore alters or refuses some keys that S3 allows (`a//b`, `dir/`,
+    control characters), and reports of a failed delete only the first key.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._settings = settings
+
+    def head(self, key: str, *, with_class: bool = False) -> Found:
+        def slow() -> Found:
+            return super(ObstoreObjects, self).head(key, with_class=with_class)
+
+        def fast() -> Found:
+            found = obstore.head(self._store(), key)
+            return Found(found["size"], (found["e_tag"] or "").strip('"'))
+
+        return slow() if with_class else _first(fast, slow)
+
+    def put(self, key: str, source: Source, *, overwrite: bool) -> None:
+        def slow() -> None:
+            super(ObstoreObjects, self).put(key, source, overwrite=overwrite)
+
+        def fast() -> None:
+            obstore.put(self._store(), key, read_all(source), attributes=attributes, use_multipart=False)
+
+        # A large object costs its bytes, not its requests; and boto3 removes the parts of an upload that fails.
+        if source.size > SMALL_BYTES or not overwrite:
+            return slow()
+        attributes: Any = {"Content-Type": source.media_type} if source.media_type else {}
+        if self._settings.storage_class:
+            attributes["Storage-Class"] = self._settings.storage_class
+        return _first(fast, slow)
+
+    def get(self, key: str, fd: int) -> int:
+        def fast() -> int:
+            result = obstore.get(self._store(), key)
+            size = result.meta["size"]
+            _write(result, fd, 0, min(size, PART_BYTES))
+            if size > PART_BYTES:
+                self._get_rest(key, result.meta["e_tag"], fd, size)
+            return size
+
+        return _first(fast, lambda: super(ObstoreObjects, self).get(key, fd))
+
+    def _get_rest(self, key: str, etag: str | None, fd: int, size: int) -> None:
+        """What is beyond the first part, some parts at a time, all of the object that the first was of."""
+        if etag is None:
+            raise _Unsuited("the object has no entity tag")
+
+        def part(start: int) -> None:
+            end = min(start + PART_BYTES, size)
+            result = obstore.get(self._store(), key, options={"range": (start, end), "if_match": etag})
+            _write(result, fd, start, end)
+
+        with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+            parts = [pool.submit(part, start) for start in range(PART_BYTES, size, PART_BYTES)]
+            try:
+                for done in parts:
+                    done.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def copy(self, key: str, found: Found, new_key: str, *, overwrite: bool) -> None:
+        def slow() -> None:
+            super(ObstoreObjects, self).copy(key, found, new_key, overwrite=overwrite)
+
+        # obstore has no conditional copy, none in parts, and makes every copy one of class STANDARD.
+        is_standard = not self._settings.storage_class and found.storage_class in (None, "STANDARD")
+        if not overwrite or not is_standard or found.size > LARGEST_COPY_BYTES:
+            return slow()
+        return _first(lambda: obstore.copy(self._store(), key, new_key), slow)
+
+    def _store(self) -> S3Store:
+        return _open(self._settings.endpoint, self._settings.server_side_encryption)
+
+
+class _Unsuited(Exception):
+    """obstore cannot do this."""
+
+
+def _first(fast: Callable[[], R], slow: Callable[[], R]) -> R:
+    """The fast way; where that fails for whatever reason, the thorough one, whose error is the one to tell."""
+    try:
+        return fast()
+    except StorageError:
+        raise
+    except Exception as error:  # obstore's kinds are few and its texts not for users
+        log.debug("obstore failed, boto3 takes over: %s", type(error).__name__)
+        return slow()
+
+
+def _write(result: GetResult, fd: int, start: int, end: int) -> None:
+    """Write the first bytes of the body to `fd` from `start` to `end`; refuses one that is shorter."""
+    offset = start
+    for chunk in result.stream(min_chunk_size=_STREAM_BYTES):
+        view = memoryview(chunk)[: end - offset]
+        while view:
+            written = os.pwrite(fd, view, offset)
+            offset, view = offset + written, view[written:]
+        if offset == end:
+            return
+    if offset != end:
+        raise _Unsuited("the body was cut short")
+
+
+@lru_cache(maxsize=32)
+def _open(endpoint: Endpoint, encryption: str | None) -> S3Store:
+    """The store of an endpoint, with the credentials and the address that boto3 found."""
+    connection = connect(endpoint)
+    address = connection.client.meta.endpoint_url
+    options: Any = {"server_side_encryption": encryption} if encryption else {}
+    return S3Store(
+        endpoint.bucket_name,
+        endpoint=address,
+        region=connection.client.meta.region_name,
+        credential_provider=Boto3CredentialProvider(connection.session, ttl=timedelta(minutes=5)),
+        client_options={
+            "allow_http": address.startswith("http://"),
+            "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
+            "read_timeout": timedelta(seconds=READ_TIMEOUT_S),
+            "timeout": timedelta(hours=24),  # of a whole object; a silent service is what read_timeout is for
+        },
+        retry_config={"max_retries": 0},  # botocore retries
+        **options,
+    )

@@ -1,0 +1,272 @@
+"""Defines an S3 broker that utilizes the Amazon Web Services Simple Storage Service (S3) as its storage system"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+
+from storage.brokers._parallel import Job, in_order, one_ahead
+from storage.brokers._s3_jobs import Copying, Downloading, Linking, Looking, Uploading, about
+from storage.brokers._s3_objects import Objects
+from storage.brokers._s3_settings import LONGEST_KEY_BYTES, Settings, parse, unknown_keys
+from storage.brokers.broker import (
+    Broker,
+    BrokerVolume,
+    FileDetails,
+    FileDownload,
+    FileMove,
+    FileUpload,
+    path_order,
+)
+from storage.brokers.exceptions import InvalidBrokerConfiguration
+from storage.configuration.warnings import ValidationWarning
+from storage.exceptions import InvalidPath, StorageError
+from storage.files import check_file_path, check_local_path, check_prefix
+from storage.models import ScaleFile, require_catalog, save_files
+from storage.os_errors import quoted
+
+Item = TypeVar("Item")
+
+_WORKERS = 16
+_ITEMS_AT_ONCE = 1000
+
+# Chooses the SDK of the bulk path: `obstore`, or `boto3` for all.
+BULK_VARIABLE = "BROKERVOL_S3_BULK"
+
+
+class _Configured(NamedTuple):
+    settings: Settings
+    objects: Objects
+
+
+class S3Broker(Broker):
+    """Broker that utilizes the AWS Boto library to read/write files to S3 cloud storage.
+
+    Configuration: `{"type": "s3", "bucket_name": ..., "region_name": ..., "credentials": ...}` and what
+    docs/brokers.md lists. A file's key is the configured prefix and its path. A download is a copy; a partial one
+    from a bucket that is mounted on the host (`host_path`) is a symbolic link into that volume.
+
+    Several files are worked on at a time: when one fails, some after it may be done too. What is done is saved.
+    S3 has no directories: none is made, and none is in the way of a file.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("s3")
+        self._loaded: _Configured | None = None
+
+    def load_configuration(self, config: Mapping[str, Any]) -> None:
+        settings = parse(config)
+        self._loaded = _Configured(settings, _objects(settings))
+        self._volume = BrokerVolume(None, settings.host_path) if settings.host_path else None
+
+    def validate_configuration(self, config: Mapping[str, Any]) -> list[ValidationWarning]:
+        """As the base class says; and asks for the bucket, with a warning `bucket_access` if that fails."""
+        warnings = self.check_configuration(config)
+        try:
+            _objects(parse(config)).check_bucket()
+        except StorageError as error:
+            warnings.append(ValidationWarning("bucket_access", f"the bucket cannot be used now: {error}"))
+        return warnings
+
+    def check_configuration(self, config: Mapping[str, Any]) -> list[ValidationWarning]:
+        parse(config)
+        return unknown_keys(config)
+
+    def list_files(self, volume_path: str | None, recursive: bool) -> Generator[FileDetails, None, None]:
+        """As the base class says; with a relative `volume_path`, only the files whose paths begin with it."""
+        is_prefix = volume_path is not None and not volume_path.startswith("/")
+        yield from self._listed(recursive, volume_path if volume_path and is_prefix else "")
+
+    def list_under(
+        self, volume_path: str | None, recursive: bool, prefix: str
+    ) -> Generator[FileDetails, None, None]:
+        del volume_path
+        yield from self._listed(recursive, prefix)
+
+    def list_page(
+        self, volume_path: str | None, recursive: bool, *, prefix: str = "", after: str = "", limit: int
+    ) -> list[FileDetails]:
+        del volume_path
+        objects = self._configured().objects
+        with about("list the workspace"):
+            is_ordered = objects.is_ordered()
+        if not is_ordered:  # the whole listing for a page
+            start = path_order(after)
+            found = (details for details in self._listed(recursive, prefix) if path_order(details.file) > start)
+            return heapq.nsmallest(limit, found, key=lambda details: path_order(details.file))
+        with contextlib.closing(self._listed(recursive, prefix, after, limit)) as listed:
+            return list(islice(listed, limit))
+
+    def _listed(
+        self, recursive: bool, prefix: str, after: str = "", page_size: int = 1000
+    ) -> Generator[FileDetails, None, None]:
+        check_prefix(prefix)
+        settings, objects = self._configured()
+        above = settings.prefix
+        start = above + after if after else ""
+        pages = objects.pages(above + prefix, recursive=recursive, after=start, page_size=page_size)
+        with (
+            about(f"list {quoted(prefix)}" if prefix else "list the workspace"),
+            contextlib.closing(one_ahead(pages)) as ahead,
+        ):
+            for page in ahead:
+                for key, size in page:
+                    path = key[len(above) :]
+                    if _is_path(path):
+                        yield FileDetails(path, size)
+
+    def download_files(self, volume_path: str | None, file_downloads: Sequence[FileDownload]) -> None:
+        objects = self._configured().objects
+
+        def begin(download: FileDownload) -> Job:
+            key = self._key(download.file.file_path)
+            check_local_path(download.local_path)
+            if download.partial and (linked := self._linked(volume_path, key)) is not None:
+                return Linking(self.view, download, linked, overwrite=self.overwrite)
+            return Downloading(objects, self.view, download, key, overwrite=self.overwrite)
+
+        _raise(in_order(file_downloads, begin, _WORKERS))
+
+    def _linked(self, volume_path: str | None, key: str) -> str | None:
+        """The path of the object in the volume in which the bucket is mounted; None where it is not to be seen."""
+        if volume_path is None or self._configured().settings.host_path is None:
+            return None
+        with contextlib.suppress(StorageError, OSError), self.view.acting():
+            with self.view.open_workspace(volume_path) as bucket:
+                os.close(bucket.open_regular(key))
+            return os.path.join(volume_path, key)
+        return None
+
+    def upload_files(self, volume_path: str | None, file_uploads: Sequence[FileUpload]) -> None:
+        del volume_path
+        objects = self._configured().objects
+        require_catalog()
+        for some in _apart(file_uploads, lambda upload: {upload.file.file_path}):
+            done: list[ScaleFile] = []
+
+            def begin(upload: FileUpload, done: list[ScaleFile] = done) -> Job:
+                key = self._key(upload.file.file_path)
+                check_local_path(upload.local_path)
+                return Uploading(objects, self.view, upload, key, overwrite=self.overwrite, done=done.append)
+
+            try:
+                error = in_order(some, begin, _WORKERS)
+            finally:
+                save_files(done)
+            _raise(error)
+
+    def move_files(self, volume_path: str | None, file_moves: Sequence[FileMove]) -> None:
+        del volume_path
+        require_catalog()
+        for some in _apart(file_moves, lambda move: {move.file.file_path, move.new_path}):
+            self._move(some)
+
+    def _move(self, moves: Sequence[FileMove]) -> None:
+        """Copy and verify, then delete the sources of what was copied, then save."""
+        objects = self._configured().objects
+        copied: list[Copying] = []
+
+        def begin(move: FileMove) -> Job:
+            keys = self._key(move.file.file_path), self._key(move.new_path, "new_path")
+            return Copying(objects, move, keys, overwrite=self.overwrite, done=copied.append)
+
+        error = in_order(moves, begin, _WORKERS)
+        failed = objects.delete([copy.key for copy in copied if copy.key != copy.new_key])
+        save_files([copy.moved() for copy in copied if copy.key not in failed])
+        _raise(*(copy.kept(failed[copy.key]) for copy in copied if copy.key in failed), error)
+
+    def delete_files(self, volume_path: str | None, files: Sequence[ScaleFile], update_model: bool = True) -> None:
+        del volume_path
+        if update_model:
+            require_catalog()
+        for some in _apart(files, lambda file: {file.file_path}):
+            self._delete(some, update_model)
+
+    def _delete(self, files: Sequence[ScaleFile], update_model: bool) -> None:
+        objects = self._configured().objects
+        found: list[Looking] = []
+
+        def begin(file: ScaleFile) -> Job:
+            # S3 does not say whether there was anything to delete, and a file never saved gets a record only then.
+            is_asked = update_model and file.id is None
+            return Looking(objects, file, self._key(file.file_path), is_asked=is_asked, done=found.append)
+
+        error = in_order(files, begin, _WORKERS)
+        present = [looked for looked in found if looked.is_there]
+        failed = objects.delete([looked.key for looked in present])
+        if update_model:
+            save_files([looked.deleted() for looked in present if looked.key not in failed])
+        _raise(*(looked.kept(failed[looked.key]) for looked in present if looked.key in failed), error)
+
+    def _configured(self) -> _Configured:
+        if self._loaded is None:
+            raise RuntimeError("the broker has no configuration: call load_configuration first")
+        return self._loaded
+
+    def _key(self, path: str, field: str = "file_path") -> str:
+        check_file_path(path, field)
+        key = self._configured().settings.prefix + path
+        if len(key.encode()) > LONGEST_KEY_BYTES:
+            raise InvalidPath(
+                f"{field} {quoted(path)} is too long: S3 keys, prefix included, have at most 1024 bytes"
+            )
+        return key
+
+
+def _objects(settings: Settings) -> Objects:
+    """The bucket's objects. The SDKs are imported here, since they are large and many need no S3."""
+    match os.environ.get(BULK_VARIABLE, "obstore"):
+        case "obstore":
+            from storage.brokers._s3_obstore import ObstoreObjects  # noqa: PLC0415
+
+            return ObstoreObjects(settings)
+        case "boto3":
+            from storage.brokers._s3_boto import BotoObjects  # noqa: PLC0415
+
+            return BotoObjects(settings)
+        case other:
+            raise InvalidBrokerConfiguration(
+                BULK_VARIABLE, f"{BULK_VARIABLE} is {other!r}; accepted are 'obstore' and 'boto3'"
+            )
+
+
+def _apart(items: Sequence[Item], paths: Callable[[Item], set[str]]) -> Iterator[list[Item]]:
+    """The items in runs that can be worked on at a time, since no two of a run touch the same path.
+
+    What one does to a path, a later one must find done. Nor may a path and one below it be in a run: SeaweedFS,
+    which keeps its objects in directories, loses one of them when both are stored at once.
+    """
+    run: list[Item] = []
+    touched: set[str] = set()
+    above: set[str] = set()
+    for item in items:
+        mine = paths(item)
+        mine_above = {path[:end] for path in mine for end, letter in enumerate(path) if letter == "/"}
+        is_apart = touched.isdisjoint(mine) and touched.isdisjoint(mine_above) and above.isdisjoint(mine)
+        if len(run) == _ITEMS_AT_ONCE or not is_apart:
+            yield run
+            run, touched, above = [], set(), set()
+        run.append(item)
+        touched |= mine
+        above |= mine_above
+    if run:
+        yield run
+
+
+def _is_path(path: str) -> bool:
+    """Whether a listed key is a path that the other operations accept."""
+    try:
+        check_file_path(path)
+    except InvalidPath:
+        return False
+    return True
+
+
+def _raise(*errors: StorageError | None) -> None:
+    """Raise the first error, if there is one."""
+    for error in filter(None, errors):
+        raise error
