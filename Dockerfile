@@ -21,12 +21,20 @@ RUN set -eu; \
     rm -rf config-3.11-* distutils idlelib lib2to3 pydoc_data test tkinter turtledemo unittest/test; \
     find . -name __pycache__ -prune -exec rm -r {} +
 COPY dependencies usr/local/lib/python3.11/dist-packages
+# Of AWS's services only those that S3 and its credentials need: botocore describes four hundred. And its certificate
+# authorities are those of the whole image, since obstore looks for them in the system's place.
+RUN set -eu; \
+    mkdir -p etc/ssl/certs; \
+    cd usr/local/lib/python3.11/dist-packages/botocore; \
+    cp cacert.pem /root-fs/etc/ssl/certs/ca-certificates.crt; \
+    find data -mindepth 1 -maxdepth 1 -type d ! -name s3 ! -name sts ! -name sso ! -name sso-oidc ! -name signin -exec rm -r {} +
 # Bytecode is never checked against its source: nothing here changes, and start-up saves a stat per module.
 RUN set -eu; \
     mkdir -p usr/lib64; \
     find usr -name '*.so' | xargs ldd /usr/bin/python3.11 | sed -n 's/.*[[:space:]]\(\/[^ ]*\) (0x.*/\1/p' | sort -u \
-        | xargs cp -L --parents -t .; \
-    chroot . /usr/bin/python3 -c 'import ctypes, sqlite3, ssl, msgspec'; \
+        | grep -v ^/root-fs/ | xargs cp -L --parents -t .; \
+    chroot . /usr/bin/python3 -c 'import ctypes, msgspec, psycopg, sqlite3, ssl; \
+        import boto3, obstore.store; boto3.client("s3", "x"); obstore.store.S3Store("b", region="x")'; \
     python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash -s /root-fs -p / usr
 COPY brokervol usr/local/lib/python3.11/dist-packages
 RUN python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash -s /root-fs -p / usr/local/lib/python3.11/dist-packages

@@ -165,8 +165,9 @@ def sources() -> list[Path]:
 
 
 def dependencies() -> list[str]:
-    """What pyproject.toml says the packages need."""
-    needed: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    """What pyproject.toml says the packages need, with what the plugin offers beside."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed: list[str] = project["dependencies"] + project["optional-dependencies"]["postgresql"]
     return needed
 
 

@@ -232,6 +232,7 @@ def programs(options: argparse.Namespace, environment: Mapping[str, str]) -> lis
     child_environment = {
         **environment,
         "BROKERVOL_SUPERVISED": str(os.getpid()),
+        "BROKERVOL_HOSTFS": options.hostfs,  # below which the sidecar looks for credentials
         "ALLOWED_HOST_PATHS": options.allowed_host_paths,
         "LOG_LEVEL": options.log_level,
     }
@@ -244,6 +245,8 @@ def programs(options: argparse.Namespace, environment: Mapping[str, str]) -> lis
     sidecar = ["--listen", listen, "--view", options.view, "--root", options.root]
     if options.workspaces:
         sidecar += ["--workspaces", options.workspaces]
+    if options.credentials:
+        sidecar += ["--credentials", options.credentials]
     return [
         Program("driver", [*python, "volumedriver", *driver], child_environment),
         Program("sidecar", [*python, "sidecar", *sidecar], child_environment),
@@ -263,6 +266,7 @@ def parse(argv: Sequence[str] | None, environment: Mapping[str, str]) -> argpars
         ("listen", "PATH", "", "where tasks call the sidecar (else ROOT/sidecar/broker.sock)"),
         ("view", "VIEW", "caller", "whose file system the sidecar acts in: caller or self"),
         ("workspaces", "FILE", "", "the workspaces of the self view, as JSON"),
+        ("credentials", "FILE", "", "profiles for S3 (else HOSTFS/etc/brokervol/credentials)"),
     ):
         variable = f"BROKERVOL_{name.upper()}"
         parser.add_argument(

@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(options: argparse.Namespace) -> None:
     os.umask(0o022)
+    _tell_sdk(options.credentials)
     state = os.path.dirname(definitions_path(options.root))
     os.makedirs(state, mode=0o700, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -74,6 +75,13 @@ def _serve(options: argparse.Namespace) -> None:
         server.prepare()
         log.info("sidecar listens", socket=options.listen, view=options.view)
         server.run()
+
+
+def _tell_sdk(credentials: str) -> None:
+    """Tell the SDK of S3, which reads the environment, where its profiles are."""
+    for name in [name for name, value in os.environ.items() if name.startswith("AWS_") and not value]:
+        del os.environ[name]  # `docker plugin set` can empty a variable, not unset it
+    os.environ["AWS_SHARED_CREDENTIALS_FILE"] = credentials
 
 
 def _fill_directory(options: argparse.Namespace) -> None:
@@ -125,6 +133,13 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--workspaces",
         default=environment.get("BROKERVOL_WORKSPACES"),
         help="for --view self: JSON file of name to workspace configuration [BROKERVOL_WORKSPACES]",
+    )
+    parser.add_argument(
+        "--credentials",
+        default=environment.get("BROKERVOL_CREDENTIALS")
+        or environment.get("AWS_SHARED_CREDENTIALS_FILE")
+        or os.path.join(environment.get("BROKERVOL_HOSTFS") or "/", "etc/brokervol/credentials"),
+        help="profiles for S3, as in AWS's shared credentials file [BROKERVOL_CREDENTIALS] (%(default)s)",
     )
     parser.add_argument(
         "--database-url",

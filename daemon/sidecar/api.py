@@ -19,7 +19,7 @@ from sidecar.operations import Outcome, Workspace, describe, record
 from sidecar.workspaces import Session, Workspaces
 from storage.catalog import Catalog
 from storage.configuration.exceptions import InvalidWorkspaceConfiguration
-from storage.configuration.workspace_configuration import validate_broker
+from storage.configuration.workspace_configuration import check_broker
 from storage.exceptions import StorageError
 
 log = structlog.get_logger()
@@ -82,7 +82,7 @@ def _healthz() -> Response:
 def _validate() -> Response:
     asked = requests.parse_body(request.get_data(), requests.Validation)
     try:
-        warnings = validate_broker(asked.broker)
+        warnings = check_broker(asked.broker)  # asks no backend: whoever has the socket may call this
     except InvalidWorkspaceConfiguration as error:
         raise InvalidConfiguration(str(error)) from error
     return _json({"warnings": [warning._asdict() for warning in warnings]})
@@ -102,7 +102,7 @@ def _workspace(name: str) -> Response:
 def _files(name: str) -> Response:
     query = requests.parse_query(request.args.to_dict(), requests.ListQuery)
     workspace = _open(name)
-    volume_path = workspace.holding.volume_path
+    volume_path = workspace.volume_path
     if _wants_lines():
         if query.cursor:
             raise InvalidRequest("cursor: it is for pages of JSON; a stream of lines is the whole listing")

@@ -11,12 +11,13 @@ import structlog
 from sidecar import requests
 from sidecar.errors import STATUS_OF_CODE, UnknownWorkspace
 from sidecar.workspaces import Holding, Session
+from storage.brokers._filesystem import FilesystemBroker
 from storage.brokers.broker import Broker, FileDownload, FileMove, FileUpload
 from storage.catalog import Catalog
 from storage.exceptions import MissingFile, ReadOnly, StorageError
 from storage.files import check_file_path
 from storage.models import ScaleFile
-from storage.os_errors import quoted
+from storage.os_errors import os_errors, quoted
 
 log = structlog.get_logger()
 
@@ -48,13 +49,18 @@ class Outcome:
 
 
 class Workspace:
-    """One workspace that the caller holds, open for one request."""
+    """One workspace that the caller holds, open for one request.
+
+    Attributes:
+        volume_path: where the broker finds its volume; None for a broker without one, though its token has a path.
+    """
 
     def __init__(self, session: Session, name: str, catalog: Catalog) -> None:
         """Take the caller's holding of the name.
 
         Raises:
             UnknownWorkspace: the caller holds none of it.
+            PermissionDenied, InvalidPath: it is mounted in the caller where that cannot go.
         """
         holding = session.holdings.get(name)
         if holding is None:
@@ -63,14 +69,17 @@ class Workspace:
             )
         self.holding = holding
         self.broker: Broker = holding.broker(session.view)
+        self.volume_path = holding.volume_path if self.broker.volume is not None else None
+        self._view = session.view
         self._catalog = catalog
+        self._check_reach()
 
     def download(self, batch: requests.Downloads) -> Iterator[Outcome]:
         self.broker.overwrite = batch.overwrite
 
         def one(item: requests.Download) -> ScaleFile:
             file = self._file(item)
-            self.broker.download_files(self._volume_path, [FileDownload(file, item.local_path, item.partial)])
+            self.broker.download_files(self.volume_path, [FileDownload(file, item.local_path, item.partial)])
             return file
 
         return _outcomes(batch.files, one, batch.on_error)
@@ -82,7 +91,7 @@ class Workspace:
             self._check_writable()
             file = self._file(requests.FileName(file_path=item.file_path))
             file = replace(file, media_type=item.media_type or file.media_type)
-            self.broker.upload_files(self._volume_path, [FileUpload(file, item.local_path)])
+            self.broker.upload_files(self.volume_path, [FileUpload(file, item.local_path)])
             return file
 
         return _outcomes(batch.files, one, batch.on_error)
@@ -93,7 +102,7 @@ class Workspace:
         def one(item: requests.Move) -> ScaleFile:
             self._check_writable()
             file = self._file(item)
-            self.broker.move_files(self._volume_path, [FileMove(file, item.new_path)])
+            self.broker.move_files(self.volume_path, [FileMove(file, item.new_path)])
             return file
 
         return _outcomes(batch.files, one, batch.on_error)
@@ -103,13 +112,13 @@ class Workspace:
             self._check_writable()
             file = self._file(item, deleted_too=True)
             if not file.is_deleted:  # else a new file may be at the path of the old
-                self.broker.delete_files(self._volume_path, [file], update_model=batch.update_model)
+                self.broker.delete_files(self.volume_path, [file], update_model=batch.update_model)
             return file
 
         return _outcomes(batch.files, one, batch.on_error)
 
     def paths(self, query: requests.Paths) -> list[str] | None:
-        return self.broker.get_file_system_paths(self._volume_path, [self._file(name) for name in query.files])
+        return self.broker.get_file_system_paths(self.volume_path, [self._file(name) for name in query.files])
 
     def describe(self) -> dict[str, Any]:
         return describe(self.holding, self.broker)
@@ -117,18 +126,26 @@ class Workspace:
     def health(self) -> dict[str, Any]:
         """Whether the caller can reach the workspace now."""
         try:
-            self.broker.list_page(self._volume_path, False, limit=1)
+            self.broker.list_page(self.volume_path, False, limit=1)
         except StorageError as error:
             return {"status": "unreachable", "code": error.code, "detail": str(error)}
         return {"status": "healthy"}
 
-    @property
-    def _volume_path(self) -> str | None:
-        return self.holding.volume_path
+    def _check_reach(self) -> None:
+        """See to it that the caller can go to the mount that it holds the workspace by.
+
+        Whoever works with files through the volume finds out. Others would take the sight of a mount for enough,
+        and a process with a view of the host's mounts sees those of all tasks.
+        """
+        place = self.holding.volume_path
+        if self.holding.is_by_mount and place is not None and not isinstance(self.broker, FilesystemBroker):
+            with os_errors(f"open the workspace at {quoted(place)}"), self._view.acting():
+                self._view.open_workspace(place).close()
 
     def _check_writable(self) -> None:
         # The kernel would refuse too, but not where there is nothing to do (a file already gone), and then the
-        # catalog would be changed by a caller that may not.
+        # catalog would be changed by a caller that may not; nor where nothing goes through the mount.
+        self._check_reach()
         if self.holding.is_read_only:
             raise ReadOnly(f"workspace {quoted(self.holding.name)} is mounted read-only for you")
 

@@ -15,6 +15,8 @@ class Mount:
 
     `device` and `root` say which directory of which file system is mounted: two mounts that agree in both
     show the same files. `mountpoint` is relative to the root of the process whose mountinfo was read.
+    Nothing can be written where `is_read_only`; `is_mounted_read_only` is that of the mount alone, whatever its
+    file system is.
     """
 
     mount_id: int
@@ -23,6 +25,7 @@ class Mount:
     root: str
     mountpoint: str
     is_read_only: bool
+    is_mounted_read_only: bool
     fs_type: str
     source: str
     is_shared: bool  # what is mounted and unmounted beneath it appears in its peers too
@@ -53,13 +56,15 @@ def parse_mounts(lines: Iterable[bytes]) -> Iterator[Mount]:
         fields = line.rstrip(b"\n").split(b" ")  # not split(): a source may be empty
         end_of_optional = fields.index(b"-", 6)
         fs_type, source, super_options = fields[end_of_optional + 1 :][:3]
+        is_mounted_read_only = b"ro" in fields[5].split(b",")
         yield Mount(
             mount_id=int(fields[0]),
             parent_id=int(fields[1]),
             device=fields[2].decode("ascii"),
             root=_unescape(fields[3]),
             mountpoint=_unescape(fields[4]),
-            is_read_only=b"ro" in fields[5].split(b",") or b"ro" in super_options.split(b","),
+            is_read_only=is_mounted_read_only or b"ro" in super_options.split(b","),
+            is_mounted_read_only=is_mounted_read_only,
             fs_type=_unescape(fs_type),
             source=_unescape(source),
             is_shared=any(field.startswith(b"shared:") for field in fields[6:end_of_optional]),

@@ -87,10 +87,15 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _prepared(root: str) -> str:
-    """Make the directories below `root`; returns the one of the state."""
-    state = os.path.dirname(definitions_path(root))
-    for path, mode in ((root, 0o755), (state, 0o700), (os.path.dirname(mountpoint(root, "any")), 0o711)):
-        os.makedirs(path, mode, exist_ok=True)
+    """Make the directories below `root`; returns the one of the state.
+
+    Mountpoints are for root: what a token stands for is anybody's who can go there.
+    """
+    state, volumes = os.path.dirname(definitions_path(root)), os.path.dirname(mountpoint(root, "any"))
+    os.makedirs(root, 0o755, exist_ok=True)
+    for path in (state, volumes):
+        os.makedirs(path, 0o700, exist_ok=True)
+        os.chmod(path, 0o700)  # earlier versions were less strict
     return state
 
 

@@ -20,7 +20,7 @@ from volumedriver import options as volume_options
 from volumedriver.errors import VolumeConflict, VolumeInUse, VolumeNotFound, quoted
 from volumedriver.locks import NamedLocks
 from volumedriver.mounter import Mounter
-from volumedriver.options import HostOptions, UnusableOptions, VolumeOptions
+from volumedriver.options import UnusableOptions, VolumeOptions
 from volumedriver.recovery import recover
 from volumedriver.sources import Sources
 from volumedriver.store import ReferenceStore, state_errors
@@ -179,8 +179,7 @@ class Driver:
             mounter.mount(source_fd, volume.mountpoint, read_only=volume.options.read_only)
 
     def _refuse_held(self, volume: Volume) -> None:
-        host_path = volume.options.host_path if isinstance(volume.options, HostOptions) else None
-        pids = self._parts.holders(volume.mountpoint, host_path)
+        pids = self._parts.holders(volume.mountpoint, volume.options.host_path)
         shown = ", ".join(sorted(mount_id[:_SHOWN_ID_LENGTH] for mount_id in volume.references))
         if pids:
             log.info("removal refused", volume=volume.name, references=shown, processes=pids)

@@ -76,7 +76,7 @@ class HostDirectories:
     def _explained(self, path: str, error: OSError) -> DriverError:
         if error.errno == errno.ENOENT:
             return InvalidVolume(
-                f"host_path {shown(path)} does not exist on this host; make it or pass create=true"
+                f"host_path {shown(path)} does not exist on this host; make it (type=host can, by create=true)"
             )
         if error.errno in {errno.ELOOP, errno.ENOTDIR}:
             return self._obstacle(path)

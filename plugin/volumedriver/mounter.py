@@ -27,8 +27,12 @@ log = structlog.get_logger()
 class Mounter(Protocol):
     """Binds directories to mountpoints. Callers never work on one mountpoint from two threads at once."""
 
-    def mount(self, source_fd: int, mountpoint: str, *, read_only: bool) -> None:
+    def mount(self, source_fd: int | None, mountpoint: str, *, read_only: bool) -> None:
         """Show the directory behind `source_fd`, without what is mounted beneath it, at `mountpoint`.
+
+        None is for a volume without files: what is mounted then is its *token*, an empty directory of a file
+        system that is this mount's alone. Nobody can write there, not even root; whether the mount itself is
+        read-only can still be told, by everybody who sees it.
 
         The mountpoint is made where it is missing, and removed again on failure. The mount is not tied to
         the source's: what is mounted or unmounted below one of them later does not appear below the other.
@@ -55,11 +59,14 @@ class Mounter(Protocol):
 
 
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
+_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
 _SYS_UMOUNT2 = {"x86_64": 166, "aarch64": 39}.get(os.uname().machine)
 
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x04, 0x40
-_MOUNT_ATTR_RDONLY = 0x01
+_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV, _MOUNT_ATTR_NOEXEC = 0x01, 0x02, 0x04, 0x08
+_CLOEXEC = 0x01  # of fsopen and of fsmount
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 _MS_PRIVATE, _MS_SLAVE = 1 << 18, 1 << 19
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 0x02, 0x08
@@ -88,12 +95,12 @@ class KernelMounter:
         except OSError as error:
             _check_support(error)
 
-    def mount(self, source_fd: int, mountpoint: str, *, read_only: bool) -> None:
+    def mount(self, source_fd: int | None, mountpoint: str, *, read_only: bool) -> None:
         with _failures("mount at", mountpoint), contextlib.ExitStack() as undo:
             _make_mountpoint(mountpoint, undo)
             if self.is_mounted(mountpoint):
                 raise OSError(errno.EBUSY, "something is mounted there already")
-            with _closing(_cloned(source_fd)) as tree:
+            with _closing(_token(mountpoint) if source_fd is None else _cloned(source_fd)) as tree:
                 _set_attributes(tree, _MOUNT_ATTR_RDONLY if read_only else 0, _MS_PRIVATE)
                 flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
                 with _closing(os.open(mountpoint, flags)) as target:
@@ -167,6 +174,27 @@ def _check_support(error: OSError) -> None:
 def _cloned(source_fd: int) -> int:
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | linux.AT_EMPTY_PATH
     return linux.syscall(_SYS_OPEN_TREE, ctypes.c_int(source_fd), _HERE, ctypes.c_uint(flags))
+
+
+def _token(mountpoint: str) -> int:
+    """A detached mount of a new, empty file system that is read-only itself, whatever the mounts of it are.
+
+    Its source names the volume: device numbers come again, so they alone would not tell two tokens apart.
+    """
+    fs = linux.syscall(_SYS_FSOPEN, ctypes.c_char_p(b"tmpfs"), ctypes.c_uint(_CLOEXEC))
+    with _closing(fs):
+        source = f"brokervol:{os.path.basename(mountpoint)}".encode()
+        for key, value in ((b"source", source), (b"mode", b"0555"), (b"nr_inodes", b"1")):
+            _configure(fs, _FSCONFIG_SET_STRING, key, value)
+        _configure(fs, _FSCONFIG_SET_FLAG, b"ro", None)
+        _configure(fs, _FSCONFIG_CMD_CREATE, None, None)
+        attributes = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOEXEC
+        return linux.syscall(_SYS_FSMOUNT, ctypes.c_int(fs), ctypes.c_uint(_CLOEXEC), ctypes.c_uint(attributes))
+
+
+def _configure(fs: int, command: int, key: bytes | None, value: bytes | None) -> None:
+    texts = ctypes.c_char_p(key), ctypes.c_char_p(value)
+    linux.syscall(_SYS_FSCONFIG, ctypes.c_int(fs), ctypes.c_uint(command), *texts, ctypes.c_int(0))
 
 
 def _set_attributes(tree_fd: int, attributes: int, propagation: int, *, recursive: bool = False) -> None:

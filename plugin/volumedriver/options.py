@@ -1,7 +1,7 @@
 """The options of `docker volume create -o KEY=VALUE`: what is accepted, and a sentence for what is not.
 
 `parse` accepts its own `effective` again, so that a stored definition needs no other format. A further type of
-volume is one more dataclass, one more reader function and one line in `_READERS`.
+ours is one more reader function and one line in `_READERS`; a type of another package needs nothing here.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from volumedriver import broker_options
 from volumedriver.errors import InvalidVolume, quoted
 
 _LONGEST_PATH_BYTES = 4095
 _LONGEST_PART_BYTES = 255
 _MOST_PROBLEMS = 20
 _HIGHEST_ID = 2**32 - 2  # 2**32 - 1 means "do not change" to chown(2)
-_NOT_YET = ("nfs", "s3")
+_NOT_YET = ("nfs",)
 _TELLING = {"nfs_path": "nfs", "bucket_name": "s3", "host_path": "host"}
 _OWNERSHIP = ("mode", "uid", "gid")
 
@@ -54,9 +55,29 @@ class HostOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class BrokerOptions:
+    """A workspace whose files only its broker reaches, or another package's.
+
+    Attributes:
+        configuration: of the broker, with `type`.
+        host_path: the host's directory that is shown; None for a token, see `mounter`.
+    """
+
+    configuration: Mapping[str, str]
+    host_path: str | None
+    read_only: bool
+    creation = None
+
+    @property
+    def effective(self) -> dict[str, str]:
+        return {**self.configuration, "read_only": _word(self.read_only)}
+
+
+@dataclass(frozen=True, slots=True)
 class SidecarOptions:
     """The directory with the sidecar's socket and client; nobody may write there."""
 
+    host_path = None
     read_only = True
 
     @property
@@ -73,10 +94,11 @@ class UnusableOptions:
 
     effective: dict[str, str]
     problem: str
+    host_path = None
     read_only = True
 
 
-VolumeOptions = HostOptions | SidecarOptions | UnusableOptions
+VolumeOptions = HostOptions | BrokerOptions | SidecarOptions | UnusableOptions
 
 
 def parse(given: Mapping[str, str]) -> VolumeOptions:
@@ -86,7 +108,7 @@ def parse(given: Mapping[str, str]) -> VolumeOptions:
         InvalidVolume: with one sentence for everything that is wrong, not just the first.
     """
     reading = _Reading(given)
-    options = _READERS[kind](reading) if (kind := _kind(reading)) is not None else None
+    options = _READERS.get(kind, _third_party)(reading) if (kind := _kind(reading)) is not None else None
     reading.refuse_unknown_keys(kind)
     if options is None or reading.problems:
         raise InvalidVolume(_sentence(reading.problems))
@@ -146,11 +168,10 @@ class _Reading:
             return _DEFAULT.mode
         return int(text, 8)
 
-    def host_path(self, key: str) -> str:
+    def host_path(self, key: str) -> str | None:
         text = self.text(key)
         if text is None:
-            self.problems.append(f"option {key} is missing: it is an absolute directory of the host")
-            return ""
+            return None
         path = text[:-1] if text.endswith("/") and text != "/" else text
         if (problem := path_problem(path)) is not None:
             self.refuse(key, problem)
@@ -160,6 +181,9 @@ class _Reading:
         if kind is None:  # without a type nobody can say which keys belong
             return
         accepted = ", ".join(sorted(self._read))
+        if kind == "s3" and (secrets := [key for key in self.given if broker_options.is_secret(key)]):
+            self.problems.append(broker_options.secrets_refused(secrets))
+            self._read.update(secrets)
         self.problems += [
             f"option {quoted(key)} is unknown: a volume of type {kind} has the options {accepted}"
             for key in self.given
@@ -188,11 +212,14 @@ def _kind(reading: _Reading) -> str | None:
     """The type of the volume as given or as another key tells it."""
     given = reading.text("type")
     kind = given or next((kind for key, kind in _TELLING.items() if key in reading.given), None)
-    served = " and ".join(_READERS)
     if kind in _READERS:
         return kind
+    types = [*_READERS, *broker_options.third_party_types()]
+    served = f"{', '.join(types[:-1])} and {types[-1]}"
     if kind in _NOT_YET:
         reading.problems.append(f"volumes of type {kind} are not served by this version, only {served}")
+    elif kind in types:
+        return kind
     elif given is None:
         reading.problems.append(f"option type is missing: this version serves {served}")
     else:
@@ -202,6 +229,8 @@ def _kind(reading: _Reading) -> str | None:
 
 def _host(reading: _Reading) -> HostOptions:
     host_path = reading.host_path("host_path")
+    if host_path is None:
+        reading.problems.append("option host_path is missing: it is an absolute directory of the host")
     creates = reading.flag("create", default=False)
     creation = Creation(reading.permissions("mode"), reading.number("uid"), reading.number("gid"))
     if not creates and reading.given.get("create", "false") == "false":
@@ -210,7 +239,28 @@ def _host(reading: _Reading) -> HostOptions:
             for key in _OWNERSHIP
             if key in reading.given
         ]
-    return HostOptions(host_path, creation if creates else None, reading.flag("read_only", default=False))
+    return HostOptions(host_path or "", creation if creates else None, reading.flag("read_only", default=False))
+
+
+def _s3(reading: _Reading) -> BrokerOptions:
+    host_path = reading.host_path("host_path")
+    given = {key: text for key in broker_options.S3_KEYS if (text := reading.text(key)) is not None}
+    configuration, problems, _ = broker_options.check_s3(given)
+    reading.problems += problems
+    place = {} if host_path is None else {"host_path": host_path}
+    read_only = reading.flag("read_only", default=False)
+    return BrokerOptions({"type": "s3", **configuration, **place}, host_path, read_only)
+
+
+def _third_party(reading: _Reading) -> BrokerOptions:
+    """Every option is the broker's, but for one."""
+    read_only = reading.flag("read_only", default=False)
+    given = {key: text for key in reading.given if key != "read_only" and (text := reading.text(key)) is not None}
+    configuration, problems, host_path = broker_options.check_third_party(given["type"], given)
+    reading.problems += problems
+    if host_path is not None and (problem := path_problem(host_path)) is not None:
+        reading.problems.append(f"the broker's directory {quoted(host_path)} is not accepted: {problem}")
+    return BrokerOptions(configuration, host_path, read_only)
 
 
 def _sidecar(reading: _Reading) -> SidecarOptions:
@@ -219,7 +269,7 @@ def _sidecar(reading: _Reading) -> SidecarOptions:
     return SidecarOptions()
 
 
-_READERS: dict[str, Callable[[_Reading], VolumeOptions]] = {"host": _host, "sidecar": _sidecar}
+_READERS: dict[str, Callable[[_Reading], VolumeOptions]] = {"host": _host, "s3": _s3, "sidecar": _sidecar}
 
 
 def _sentence(problems: list[str]) -> str:

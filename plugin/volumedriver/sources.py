@@ -1,4 +1,4 @@
-"""What a volume shows: the directory behind its options, checked anew each time it is asked for."""
+"""What a volume shows: the directory behind its options, checked anew each time it is asked for; or a token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from volumedriver.errors import InvalidVolume, MountFailed, reason
 from volumedriver.hostpaths import HostDirectories
-from volumedriver.options import HostOptions, UnusableOptions, VolumeOptions
+from volumedriver.options import SidecarOptions, UnusableOptions, VolumeOptions
 from volumedriver.policy import HostPathPolicy
 
 
@@ -21,24 +21,28 @@ class Sources:
         self._sidecar_directory = os.path.join(root, "sidecar")
 
     @contextlib.contextmanager
-    def opened(self, options: VolumeOptions) -> Iterator[int]:
-        """An O_PATH descriptor of the directory to mount. What was made for it goes if the body fails.
+    def opened(self, options: VolumeOptions) -> Iterator[int | None]:
+        """An O_PATH descriptor of the directory to mount; None for a workspace that is in no directory.
+
+        What was made for it goes if the body fails.
 
         Raises:
             InvalidVolume, HostPathRefused, MountFailed: there is none, or it is not given out.
         """
         if isinstance(options, UnusableOptions):
             raise InvalidVolume(f"the volume's stored options are not usable: {options.problem}")
-        if isinstance(options, HostOptions):
-            self._policy.check(options.host_path)
-            with self._hosts.opened(options.host_path, options.creation) as fd:
-                yield fd
-        else:
+        if isinstance(options, SidecarOptions):
             fd = self._sidecar()
             try:
                 yield fd
             finally:
                 os.close(fd)
+        elif options.host_path is None:
+            yield None
+        else:
+            self._policy.check(options.host_path)
+            with self._hosts.opened(options.host_path, options.creation) as fd:
+                yield fd
 
     def _sidecar(self) -> int:
         try:

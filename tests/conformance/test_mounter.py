@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -60,6 +60,21 @@ def test_unmount_removes_the_mountpoint(make: Make, source: Path, tmp_path: Path
     assert not mounter.is_mounted(mountpoint)
     assert not os.path.exists(mountpoint)
     assert (tmp_path / "source/file").read_text() == "content"
+
+
+@in_private_namespace
+def test_token_is_mounted_and_unmounted_like_a_directory(make: Make, source: Path, tmp_path: Path) -> None:
+    mounter, mountpoint = make(), str(tmp_path / "a")
+    mounter.mount(None, mountpoint, read_only=False)
+    assert mounter.mountpoints(str(tmp_path)) == {mountpoint}
+    assert os.listdir(mountpoint) == []
+    with pytest.raises(MountFailed):
+        mounter.mount(None, mountpoint, read_only=False)
+    with pytest.raises(MountFailed):
+        bind(mounter, source, mountpoint)
+    mounter.unmount(mountpoint)
+    assert not mounter.is_mounted(mountpoint)
+    assert not os.path.exists(mountpoint)
 
 
 @in_private_namespace
@@ -184,3 +199,57 @@ def test_kernel_takes_off_every_layer(source: Path, tmp_path: Path) -> None:
     mounter.unmount(str(mountpoint))
     assert not mountpoint.exists()
     assert (tmp_path / "source/file").exists()
+
+
+def write_attempts(directory: str) -> Iterator[Callable[[], object]]:
+    """What could leave something in, or change, a directory. Each must fail with EROFS."""
+    inside = f"{directory}/x"
+    yield lambda: os.open(inside, os.O_CREAT | os.O_WRONLY, 0o600)
+    yield lambda: os.mkdir(inside)
+    yield lambda: os.mkfifo(inside)
+    yield lambda: os.symlink("/etc", inside)
+    yield lambda: os.open(directory, os.O_TMPFILE | os.O_WRONLY)
+    yield lambda: os.chmod(directory, 0o700)
+    yield lambda: os.chown(directory, 1000, 1000)
+    yield lambda: os.utime(directory)
+    yield lambda: os.setxattr(directory, "trusted.x", b"x")
+
+
+@pytest.mark.root
+@in_private_namespace
+def test_nobody_writes_to_a_token_and_its_mounts_still_differ(tmp_path: Path) -> None:
+    mounter = KernelMounter()
+    for name, read_only in (("rw", False), ("ro", True)):
+        mountpoint = str(tmp_path / name)
+        mounter.mount(None, mountpoint, read_only=read_only)
+        for attempt in write_attempts(mountpoint):
+            with pytest.raises(OSError, match="Read-only") as refused:
+                attempt()
+            assert refused.value.errno == errno.EROFS
+        mount = mount_at(read_mounts(), mountpoint)
+        assert mount is not None
+        assert (mount.is_read_only, mount.is_mounted_read_only) == (True, read_only)
+        assert not mount.is_shared
+        options = os.statvfs(mountpoint).f_flag
+        assert options & os.ST_NOSUID
+        assert options & os.ST_NODEV
+        assert options & os.ST_NOEXEC
+        # Making the mount writable, as a privileged container can, does not make its file system so.
+        subprocess.run(["mount", "-o", "remount,bind,rw", mountpoint], check=True)
+        with pytest.raises(OSError, match="Read-only"):
+            os.mkdir(f"{mountpoint}/x")
+
+
+@pytest.mark.root
+@in_private_namespace
+def test_each_token_is_a_file_system_of_its_own(tmp_path: Path) -> None:
+    """Device numbers come again once a file system is gone; the source of the mount is the mountpoint's own."""
+    mounter = KernelMounter()
+    seen = []
+    for name in ("a", "b", "c"):
+        mounter.mount(None, str(tmp_path / name), read_only=False)
+        mount = mount_at(read_mounts(), str(tmp_path / name))
+        assert mount is not None
+        seen.append(mount)
+    assert len({mount.identity for mount in seen}) == 3
+    assert [mount.source for mount in seen] == ["brokervol:a", "brokervol:b", "brokervol:c"]

@@ -427,7 +427,7 @@ def test_host_path_that_is_not_a_directory_is_explained(driver: VolumeDriver) ->
     (driver.host.files / "srv/link").symlink_to("/secret")
     (driver.host.files / "srv/plain").write_text("")
     for path, status, said in [
-        ("/srv/none", 400, "host_path /srv/none does not exist on this host; make it or pass create=true"),
+        ("/srv/none", 400, "host_path /srv/none does not exist on this host; make it ("),
         ("/srv/plain", 400, "host_path /srv/plain is not a directory: /srv/plain is a file"),
         ("/srv/plain/x", 400, "host_path /srv/plain/x is not a directory: /srv/plain is a file"),
         ("/srv/link", 403, "passes through the symbolic link /srv/link -> /secret; give the real path"),

@@ -11,17 +11,17 @@ from volumedriver.errors import MountFailed
 
 
 class MemoryMounter:
-    """Mountpoints are real directories; mounts are entries: which directory, and whether read-only.
+    """Mountpoints are real directories; mounts are entries: which directory (None: a token), if read-only.
 
     `before_mount` is called in every mount before it takes effect: to block it, or to raise.
     """
 
     def __init__(self) -> None:
-        self.entries: dict[str, tuple[int, bool]] = {}
+        self.entries: dict[str, tuple[int | None, bool]] = {}
         self.before_mount: Callable[[str], None] = lambda _: None
         self._lock = threading.Lock()
 
-    def mount(self, source_fd: int, mountpoint: str, *, read_only: bool) -> None:
+    def mount(self, source_fd: int | None, mountpoint: str, *, read_only: bool) -> None:
         made = not os.path.lexists(mountpoint)
         try:
             if made:
@@ -29,7 +29,7 @@ class MemoryMounter:
             if os.path.islink(mountpoint) or not os.path.isdir(mountpoint) or mountpoint in self.entries:
                 raise MountFailed(f"cannot mount at {mountpoint}: it is taken")
             try:
-                inode = os.fstat(source_fd).st_ino
+                inode = None if source_fd is None else os.fstat(source_fd).st_ino
             except OSError as error:
                 raise MountFailed(f"cannot mount at {mountpoint}: {error}") from error
             self.before_mount(mountpoint)

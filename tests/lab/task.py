@@ -17,9 +17,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lab.unix_http import UnixConnection, request
+
+if TYPE_CHECKING:
+    from lab.namespaces import Host
 
 SOCKET = "/run/brokervol/broker.sock"
 
@@ -58,17 +61,26 @@ class Task:
     Args:
         root: an existing directory that becomes the task's root.
         binds: (source, target below root, "ro" or "rw"), as `docker run -v`.
+        host: the host that it runs on, where `root` and the sources are.
     """
 
-    def __init__(self, root: Path, binds: list[tuple[Path, str, str]], identity: Identity | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        binds: list[tuple[Path, str, str]],
+        identity: Identity | None = None,
+        host: Host | None = None,
+    ) -> None:
+        outside = Path(f"/proc/{host.pid}/root{root}") if host else root
         for _, target, _ in binds:
-            (root / target.lstrip("/")).mkdir(parents=True, exist_ok=True)
+            (outside / target.lstrip("/")).mkdir(parents=True, exist_ok=True)
         plan = {
             "root": str(root),
             "binds": [[str(source), target, mode] for source, target, mode in binds],
             "identity": asdict(identity or Identity()),
         }
-        command = [sys.executable, "-m", "lab.task", json.dumps(plan)]
+        entering = host.entering if host else []
+        command = [*entering, sys.executable, "-m", "lab.task", json.dumps(plan)]
         env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
         self._process = subprocess.Popen(
             command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -28,6 +28,7 @@ def test_fields_are_read_and_unescaped() -> None:
 def test_read_only_is_said_by_the_mount_or_by_the_file_system() -> None:
     mounts = list(parse_mounts(TABLE.splitlines()))
     assert [mount.is_read_only for mount in mounts[:5]] == [False, False, True, False, True]
+    assert [mount.is_mounted_read_only for mount in mounts[:5]] == [False, False, True, False, False]
 
 
 def test_a_mount_is_found_by_its_exact_path_and_the_covering_one_wins() -> None:

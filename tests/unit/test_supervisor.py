@@ -359,6 +359,7 @@ def test_options_go_before_variables_and_reach_the_children() -> None:
         "BROKERVOL_HOSTFS": "/hostfs",
         "BROKERVOL_VIEW": "self",
         "BROKERVOL_WORKSPACES": "/w",
+        "BROKERVOL_CREDENTIALS": "/c",
         "ALLOWED_HOST_PATHS": "/srv",
         "LOG_LEVEL": "WARNING",
         "DATABASE_URL": "sqlite:///x",
@@ -366,7 +367,7 @@ def test_options_go_before_variables_and_reach_the_children() -> None:
     options = parse(["--root", "/other", "--database-url", "sqlite:///y"], environment)
     assert [" ".join(command) for command in commands(options)] == [
         "volumedriver --socket /s --root /other --hostfs /hostfs",
-        "sidecar --listen /other/sidecar/broker.sock --view self --root /other --workspaces /w",
+        "sidecar --listen /other/sidecar/broker.sock --view self --root /other --workspaces /w --credentials /c",
     ]
     for program in programs(options, environment):
         assert program.environment == {

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from lab.memory_driver import Machine
 from volumedriver.errors import (
     DriverError,
+    HostPathRefused,
     InvalidVolume,
     MountFailed,
     StateUnavailable,
@@ -166,13 +167,41 @@ def test_same_create_does_not_need_the_source(machine: Machine) -> None:
 
 def test_volume_whose_stored_options_are_not_understood_stays_known(machine: Machine) -> None:
     definition = machine.definitions.load()[0]
-    definition.options.update({"type": "s3", "bucket_name": "b"})
+    definition.options.update({"type": "nfs", "nfs_path": "nas:/x"})
     machine.definitions.save(definition)
     driver = machine.start()
-    assert driver.get("data").options.effective["type"] == "s3"
-    with pytest.raises(InvalidVolume, match="stored options are not usable: volumes of type s3"):
+    assert driver.get("data").options.effective["type"] == "nfs"
+    with pytest.raises(InvalidVolume, match="stored options are not usable: volumes of type nfs"):
         driver.mount("data", "x")
     driver.remove("data")
+
+
+def test_volume_without_a_directory_is_a_token_over_restarts(machine: Machine) -> None:
+    options = {"bucket_name": "imagery", "read_only": "true"}
+    machine.driver.create("imagery", options)
+    machine.driver.create("imagery", {"type": "s3", **options})
+    mountpoint = machine.driver.mount("imagery", "x")
+    assert machine.mounter.entries == {mountpoint: (None, True)}
+    driver = machine.start()
+    assert driver.get("imagery").references == {"x": 1}
+    machine.mounter.before_mount = lambda _: pytest.fail("it is mounted already")
+    driver.mount("imagery", "y")
+    for mount_id in ("x", "y"):
+        driver.unmount("imagery", mount_id)
+    assert machine.mounter.entries == {}
+    driver.remove("imagery")
+
+
+def test_bucket_that_the_host_has_mounted_shows_that_directory(machine: Machine) -> None:
+    options = {"bucket_name": "imagery", "host_path": "/srv/data"}
+    machine.driver.create("imagery", options)
+    mountpoint = machine.driver.mount("imagery", "x")
+    inode = (machine.hostfs / "srv/data").stat().st_ino
+    assert machine.mounter.entries == {mountpoint: (inode, False)}
+    with pytest.raises(HostPathRefused):
+        machine.driver.create("etc", {**options, "host_path": "/etc"})
+    with pytest.raises(InvalidVolume, match="does not exist"):
+        machine.driver.create("none", {**options, "host_path": "/srv/none"})
 
 
 def test_parallel_mounts_of_one_volume_mount_once(machine: Machine) -> None:

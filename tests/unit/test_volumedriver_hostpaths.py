@@ -126,7 +126,7 @@ def test_obstacles_are_named(  # noqa: PLR0917 fixtures, then the columns of the
 
 
 def test_missing_directory_is_explained(hosts: HostDirectories) -> None:
-    with pytest.raises(InvalidVolume, match="does not exist on this host; make it or pass create=true"):
+    with pytest.raises(InvalidVolume, match="does not exist on this host; make it"):
         hosts.opened("/srv/none", None).__enter__()
 
 
