@@ -182,9 +182,12 @@ class CallerView(FileView):
         with self.open_root() as root, os_errors(subject, missing=InvalidPath):
             fd = root.open(volume_path.lstrip("/"), os.O_PATH | os.O_DIRECTORY)
         directory = Directory(fd, WORKSPACE_RESOLVE, self._is_covered)
-        if linux.mount_id(fd) != self.held[volume_path].mount_id:
+        try:
+            if linux.mount_id(fd) != self.held[volume_path].mount_id:
+                raise InvalidPath(f"{subject}: something else is mounted there now")
+        except BaseException:
             directory.close()
-            raise InvalidPath(f"{subject}: something else is mounted there now")
+            raise
         return directory
 
     def _is_covered(self, parent: int, name: str) -> bool:

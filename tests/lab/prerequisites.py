@@ -19,7 +19,7 @@ _OF_SYSTEM_TESTS = {
     "mmdebstrap": "mmdebstrap",
     "busybox-static": "/usr/share/doc/busybox-static",
 }
-PACKAGES = {**_OF_SYSTEM_TESTS, "postgresql": "/usr/lib/postgresql/*/bin/initdb"}
+PACKAGES = {**_OF_SYSTEM_TESTS, "e2fsprogs": "mkfs.ext4", "postgresql": "/usr/lib/postgresql/*/bin/initdb"}
 
 # When it is installed, Debian's PostgreSQL makes and starts a server, unless told not to. Nobody here needs that.
 _CLUSTERS = "/etc/postgresql-common/createcluster.conf"

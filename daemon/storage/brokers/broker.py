@@ -78,7 +78,8 @@ class Broker(ABC):
     * Files are touched through `view`: with the caller's paths and the caller's identity.
     * Items are worked on in order; the first failure is raised. Items before it are done and saved, the failed
       one and those after it are as they were: nothing half-written stays, under no name. A broker that works on
-      several at a time (s3) may have done, and saved, some after the failed one.
+      several at a time (s3) may have done, and saved, some after the failed one. Where the disk or the catalog
+      fails at the very end, files can be in place, whole, that are not recorded.
     * Errors are `storage.exceptions.StorageError` by kind: InvalidPath, PermissionDenied, ReadOnly, NoSpace,
       TooLarge, AlreadyExists, BackendUnavailable, Unsupported, and MissingFile where said. Their text is one
       sentence naming operation and file, never a secret.
