@@ -6,10 +6,15 @@ import os
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lab import postgres, prerequisites
 
 pytest_plugins = ["lab.s3_fixtures", "lab.catalog_fixtures"]
+
+# A busy machine is no fault of the code.
+settings.register_profile("brokervol", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("brokervol")
 
 # Set in CI: what cannot run here is then a failure, so that a green run means that everything ran.
 _IS_REQUIRED = os.environ.get("BROKERVOL_REQUIRE_SYSTEM") == "1"
