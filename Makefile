@@ -2,19 +2,26 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+RIVALS := .venv/.rivals
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo plugin install check root lab clean
+.PHONY: help test demo bench bench-quick plugin install check root lab clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: lab check ## check, then run all tests; as root on Debian that installs what is missing (ARGS: to pytest)
 	$(BIN)/pytest $(ARGS)
 
 demo: root lab $(READY) ## show it at work on a private engine, which is gone afterwards
 	@PYTHONPATH=tests:plugin $(BIN)/python tests/demo.py
+
+bench: $(RIVALS) ## measure ours beside its rivals, for a quarter of an hour (ARGS: see make bench ARGS=--help)
+	@PYTHONPATH=tests $(BIN)/python -m bench $(ARGS)
+
+bench-quick: $(RIVALS) ## the same with a tenth of the work, in less than 3 minutes
+	@PYTHONPATH=tests $(BIN)/python -m bench --quick $(ARGS)
 
 plugin: $(READY) ## build the managed plugin and create it in this machine's engine (ARGS: see plugin/build.py)
 	$(BIN)/python plugin/build.py $(ARGS)
@@ -40,4 +47,8 @@ $(READY): pyproject.toml
 	@$(PYTHON) tests/lab/prerequisites.py venv
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(RIVALS): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@

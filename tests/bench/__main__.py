@@ -1,0 +1,154 @@
+"""`python -m bench`: ours beside its rivals, in one run, on the same data and the same server."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from bench import files, memory, s3
+from bench.frame import as_json, noise, table
+from bench.session import Session, Sizes, progress
+from lab.directories import temporary_directory
+
+SECTIONS: dict[str, Callable[[Session], None]] = {
+    "s3": s3.measure,
+    "files": files.measure,
+    "memory": memory.measure,
+}
+_QUICK = 0.1
+
+_EPILOG = """\
+The contenders of a case take turns, in every second repetition in the reverse order; what one left unwritten is
+synced before the next begins. The table shows medians, how far the repetitions lay apart, CPU time of the client
+(its child processes included, the server's not), and ours divided by theirs: below 1, ours took less time.
+Nothing is judged: the targets stand beside the figures, and docs/performance.md says how to read them.
+
+examples:
+  make bench                                          all of it, on a quiet machine
+  make bench-quick                                    a tenth of the sizes
+  make bench ARGS='--section s3 --scale 0.5 --repeat 5'
+  make bench ARGS='--section memory --large'          also a move beyond 5 GiB, which S3 copies in parts
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the sections asked for; what was measured is also told after a failure or a Ctrl-C."""
+    options = _parse(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(options.directory)  # the server's data lie beside ours
+    sizes = Sizes().scaled(options.scale)
+    with temporary_directory() as directory:
+        session = Session(sizes, options.repeat, options.large, directory)
+        with session.opened():
+            is_complete = _measure(session, options)
+            progress("cleaning up")
+    return 0 if is_complete else 130
+
+
+def _measure(session: Session, options: argparse.Namespace) -> bool:
+    run = {"began": _now(), "machine": _machine(options.directory), "load_before": os.getloadavg()[0]}
+    is_complete = False
+    try:
+        for section in options.section or SECTIONS:
+            SECTIONS[section](session)
+        is_complete = True
+    except KeyboardInterrupt:
+        progress("interrupted")
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C must not end the cleaning
+        run |= {"ended": _now(), "load_after": os.getloadavg()[0], "is_complete": is_complete}
+        _tell(session, run, options.json)
+    return is_complete
+
+
+def _tell(session: Session, run: dict[str, Any], path: Path) -> None:
+    print(table(session.outcomes, session.figures))
+    print(f"\n{noise(session.outcomes)}")
+    print(
+        "machine: {cpu}, {cores} cores, {memory_gb:.0f} GB, Linux {kernel}, Python {python}, {disk}".format(
+            **run["machine"]
+        )
+    )
+    print("load average before and after: {load_before:.1f}, {load_after:.1f}".format(**run))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sizes = vars(session.sizes) | {"repeat": session.repeat}
+    path.write_text(json.dumps(run | {"sizes": sizes} | as_json(session.outcomes, session.figures), indent=1))
+    print(f"written: {path}")
+
+
+def _machine(directory: Path) -> dict[str, Any]:
+    models = [
+        line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "disk": subprocess.check_output(["stat", "--file-system", "--format=%T", directory], text=True).strip(),
+    }
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "make bench ARGS=...",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--section", action="append", choices=SECTIONS, help="one of them; may be given again; all if left out"
+    )
+    parser.add_argument("--repeat", type=_count, default=3, help="repetitions of each case (3)")
+    parser.add_argument("--scale", type=_factor, default=1.0, help="times the sizes of all cases (1.0)")
+    parser.add_argument(
+        "--quick", action="store_const", const=_QUICK, dest="scale", help=f"the same as --scale {_QUICK}"
+    )
+    parser.add_argument("--large", action="store_true", help="memory: also a move beyond 5 GiB (15 GiB of disk)")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=Path("/var/tmp"),
+        help="where the data lie meanwhile, on a disk and not in memory: 30 GiB at scale 1 (/var/tmp)",
+    )
+    parser.add_argument(
+        "--json", type=Path, default=Path("build/bench.json"), help="for the results (build/bench.json)"
+    )
+    return parser.parse_args(arguments)
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of repetitions, at least 1")
+    return number
+
+
+def _factor(text: str) -> float:
+    if not 0 < (number := float(text)) <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not a factor above 0 and at most 100")
+    return number
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
