@@ -28,6 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from storage.exceptions import BackendUnavailable
 from storage.os_errors import quoted
 
 
@@ -162,6 +163,22 @@ def save_files(files: Sequence[ScaleFile]) -> None:
     _catalog_in_use().save_all(files)
 
 
+def save_changed(files: Sequence[ScaleFile]) -> None:
+    """As `save_files`, for models whose files were changed already, which an error then says.
+
+    Raises:
+        BackendUnavailable: the database cannot be used now.
+    """
+    if not files:
+        return
+    try:
+        save_files(files)
+    except BackendUnavailable as error:
+        several = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        path = quoted(files[0].file_path)
+        raise BackendUnavailable(f"{path}{several}: the file is changed, but not its record: {error}") from error
+
+
 def require_catalog() -> None:
     """See to it that records can be saved, before a file is touched.
 
@@ -187,20 +204,23 @@ def is_storable(value: object) -> bool:
 
 
 def check_storable(file: ScaleFile) -> None:
-    """Refuse a record with a text that not every database can store, on all of them.
+    """Refuse a record that not every database can store, on all of them. Brokers ask before they touch the file.
 
     Raises:
         ValueError: naming the field and what is accepted.
     """
     texts = [file.workspace, file.file_path, file.file_name, file.media_type, file.checksum, file.uuid]
-    if file.tags:
-        texts += [*file.tags, *file.tags.values()]
     try:
+        texts += [*file.tags, *file.tags.values()]
         is_fine = _UNSTORABLE.search("".join(texts)) is None
-    except TypeError:  # one is no text at all
+    except (TypeError, AttributeError):  # one is no text at all
         is_fine = False
     if not is_fine:
         raise ValueError(_refusal(file))
+    for name in ("created", "last_modified", "deleted"):
+        value = getattr(file, name)
+        if not isinstance(value, datetime) and not (name == "deleted" and value is None):
+            raise ValueError(f"{name} of file {quoted(file.file_path)} must be a datetime")
 
 
 def _refusal(file: ScaleFile) -> str:

@@ -79,6 +79,18 @@ def refuse_directory(parent: Directory, name: str) -> None:
             raise AlreadyExists(f"a directory is already at {quoted(name)}")
 
 
+def refuse_same_file(parent: Directory, name: str, source: os.stat_result) -> None:
+    """A link must not replace the very file it leads to: that would lose the data.
+
+    Raises:
+        AlreadyExists: the file `source` is at `name`.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        present = parent.stat(name, follow=False)
+        if (present.st_dev, present.st_ino) == (source.st_dev, source.st_ino):
+            raise AlreadyExists(f"local_path is the file itself: {quoted(name)}")
+
+
 def copy_contents(source: int, target: int) -> int:
     """Copy all of `source` into the empty file `target` in the kernel, holes kept as holes.
 

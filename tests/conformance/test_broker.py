@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Any
 
 import pytest
 
 from lab.backends import DIRECTORIES, KINDS
+from storage.brokers.broker import FileUpload
 from storage.brokers.factory import get_broker, get_broker_types
+from storage.catalog import Catalog
+from storage.exceptions import BackendUnavailable
 from storage.testing import TRAITS, Backend, BrokerSuite, Suite
 
 
@@ -48,3 +52,46 @@ def test_nfs_paths_that_are_accepted(path: str) -> None:
     broker.load_configuration({"nfs_path": path})
     assert broker.volume is not None
     assert (broker.volume.driver, broker.volume.remote_path, broker.volume.host) == ("nfs", path, False)
+
+
+class TestRecords(Suite):
+    """What holds where records cannot be saved."""
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            {"media_type": "a\0b"},
+            {"tags": {"a": 1}},
+            {"tags": ["a"]},
+            {"checksum": None},
+            {"created": "yesterday"},
+        ],
+        ids=str,
+    )
+    def test_a_model_that_cannot_be_saved_stops_before_its_file_is_touched(
+        self, backend: Backend, records: Catalog, fault: dict[str, Any]
+    ) -> None:
+        files = [backend.file(f"f{number}") for number in range(4)]
+        for name, value in fault.items():
+            setattr(files[2], name, value)
+        uploads = [FileUpload(file, backend.source(b"x")) for file in files]
+        with pytest.raises(ValueError, match="f2"):
+            backend.broker.upload_files(backend.volume_path, uploads)
+        assert {"f0", "f1"} <= set(backend.listed())
+        assert "f2" not in backend.listed()
+        assert {file.file_path for file in records.page("w")} == set(backend.listed())
+
+    def test_a_catalog_that_fails_after_the_change_is_said(
+        self, backend: Backend, records: Catalog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = backend.upload("kept")
+
+        def fail(*_: object, **__: object) -> None:
+            raise BackendUnavailable("the database is locked")
+
+        monkeypatch.setattr(records, "save_all", fail)
+        with pytest.raises(BackendUnavailable, match=r"'new': the file is changed, but not its record"):
+            backend.upload("new")
+        with pytest.raises(BackendUnavailable, match=r"'moved': the file is changed"):
+            backend.move(file, "moved")
+        assert set(backend.listed()) == {"moved", "new"}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import http.server
 import io
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,8 @@ import pytest
 
 from lab.s3 import S3Server
 from storage import catalog
-from storage.brokers import _s3_boto, _s3_obstore
+from storage.brokers import _s3_boto, _s3_jobs, _s3_obstore
+from storage.brokers._s3_objects import Source
 from storage.brokers.broker import FileDownload, FileMove, FileUpload
 from storage.brokers.exceptions import InvalidBrokerConfiguration
 from storage.brokers.factory import get_broker
@@ -23,6 +28,7 @@ from storage.exceptions import (
     AlreadyExists,
     BackendUnavailable,
     InvalidCredentials,
+    InvalidPath,
     MissingBucket,
     StorageError,
 )
@@ -357,6 +363,149 @@ def test_credentials_come_from_the_sdks_own_chain(weed: Stage, monkeypatch: pyte
     weed.upload(weed.broker(credentials=None), "f")
     assert weed.keys() == ["f"]
     _s3_boto.connect.cache_clear()
+
+
+@pytest.mark.parametrize("left", [1, 9 * MIB + 5, 17 * MIB - 1])
+def test_a_source_cut_short_meanwhile_leaves_the_old_object(
+    weed: Stage, bulk: str, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is cut when its first byte is read."""
+    broker = weed.broker()
+    weed.upload(broker, "f", b"old")
+    source = weed.source(bytes(17 * MIB))
+    read = os.preadv
+
+    def cut_and_read(*args: Any) -> int:
+        os.truncate(source, left)
+        return read(*args)
+
+    monkeypatch.setattr("storage.brokers._s3_boto.os.preadv", cut_and_read)
+    with pytest.raises(InvalidPath, match="cut short"):
+        broker.upload_files(None, [FileUpload(weed.file("f"), source)])
+    assert weed.server.client().get_object(Bucket=weed.bucket, Key="f")["Body"].read() == b"old"
+    assert weed.open_uploads() == []
+
+
+@pytest.mark.parametrize("size", [10, 5 * MIB, 17 * MIB])
+def test_what_is_appended_to_a_source_meanwhile_is_not_stored(
+    weed: Stage, bulk: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker, source = weed.broker(), weed.source(bytes(size))
+    opened = Source
+
+    def append(*args: Any) -> Any:
+        with open(source, "ab") as file:
+            file.write(b"more")
+        return opened(*args)
+
+    monkeypatch.setattr(_s3_jobs, "Source", append)
+    file = weed.file("f")
+    broker.upload_files(None, [FileUpload(file, source)])
+    found = weed.server.client().head_object(Bucket=weed.bucket, Key="f")
+    assert found["ContentLength"] == file.file_size == size
+
+
+def test_a_listing_may_be_left_at_any_time(weed: Stage) -> None:
+    broker = weed.broker()
+    source = weed.source(b"")
+    broker.upload_files(None, [FileUpload(weed.file(f"{n:04}"), source) for n in range(1100)])
+    before = threading.active_count()
+    for pause in range(20):
+        listing = broker.list_files(None, True)
+        for _, _ in zip(range(pause), listing, strict=False):
+            pass
+        listing.close()
+        assert len(broker.list_page(None, True, limit=3)) == 3
+    assert threading.active_count() == before
+
+
+def test_a_forked_process_can_go_on(weed: Stage, bulk: str) -> None:
+    broker = weed.broker()
+    file = weed.upload(broker, "f")
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            broker.download_files(None, [FileDownload(file, str(weed.local / "out"), False)])
+        os._exit(0)
+    waiting = threading.Timer(30, os.kill, (child, signal.SIGKILL))
+    waiting.start()
+    os.waitpid(child, 0)
+    waiting.cancel()
+    assert (weed.local / "out").read_bytes() == b"content"
+
+
+def test_a_media_type_that_is_no_header_is_refused_before_anything_is_stored(weed: Stage, bulk: str) -> None:
+    broker, source = weed.broker(), weed.source(b"x")
+    uploads = [
+        FileUpload(weed.file(f"{n}", media_type="text/plain\n" if n == 5 else ""), source) for n in range(9)
+    ]
+    with pytest.raises(ValueError, match="media_type"):
+        broker.upload_files(None, uploads)
+    stored = weed.keys()
+    assert set("01234") <= set(stored)
+    assert "5" not in stored
+    assert [upload.file.id is not None for upload in uploads] == [
+        upload.file.file_path in stored for upload in uploads
+    ]
+
+
+def test_a_partial_download_onto_the_mounted_object_does_not_lose_it(weed: Stage) -> None:
+    mounted = weed.local / "mounted"
+    mounted.mkdir()
+    (mounted / "f").write_bytes(b"precious")
+    broker = weed.broker(host_path="/mnt/bucket")
+    with pytest.raises(AlreadyExists):
+        broker.download_files(str(mounted), [FileDownload(weed.file("f"), str(mounted / "f"), True)])
+    assert (mounted / "f").read_bytes() == b"precious"
+
+
+def test_what_is_no_s3_service_is_an_error(tmp_path: Path) -> None:
+    for body in (
+        b"<html><body>Please log in</body></html>",
+        b"",
+        b"<ListBucketResult><Contents/></ListBucketResult>",
+    ):
+        with _answering(body) as url:
+            broker = get_broker("s3")
+            broker.load_configuration(
+                {"bucket_name": "bucket", "endpoint_url": url, "credentials": {**KEYS}, "region_name": "us-east-1"}
+            )
+            with pytest.raises(BackendUnavailable, match="no S3 service"):
+                list(broker.list_files(None, True))
+
+
+def test_keys_are_decoded_only_where_the_service_encodes_them(tmp_path: Path) -> None:
+    one = "<Contents><Key>a+b%25</Key><Size>1</Size></Contents>"
+    for encoding, expected in (("", "a+b%25"), ("<EncodingType>url</EncodingType>", "a b%")):
+        with _answering(f"<ListBucketResult>{encoding}{one}</ListBucketResult>".encode()) as url:
+            broker = get_broker("s3")
+            broker.load_configuration(
+                {"bucket_name": "bucket", "endpoint_url": url, "credentials": {**KEYS}, "region_name": "us-east-1"}
+            )
+            assert [found.file for found in broker.list_files(None, True)] == [expected]
+
+
+@contextlib.contextmanager
+def _answering(body: bytes) -> Iterator[str]:
+    """A service that answers everything with 200 and this body."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        serving = threading.Thread(target=server.serve_forever, args=[0.01])
+        serving.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        serving.join()
 
 
 def test_the_example_in_the_docs_works(

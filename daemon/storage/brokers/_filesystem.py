@@ -25,7 +25,7 @@ from storage.brokers.broker import (
     Selection,
     path_order,
 )
-from storage.exceptions import AlreadyExists, InvalidPath, MissingFile
+from storage.exceptions import InvalidPath, MissingFile
 from storage.files import (
     FILE_MODE,
     TEMPORARY_PREFIX,
@@ -35,9 +35,9 @@ from storage.files import (
     check_prefix,
     is_gone,
 )
-from storage.models import ScaleFile, require_catalog
+from storage.models import ScaleFile, check_storable, require_catalog
 from storage.os_errors import os_errors, quoted
-from storage.transfer import publish, refuse_directory, write_link
+from storage.transfer import publish, refuse_directory, refuse_same_file, write_link
 
 
 class FilesystemBroker(Broker):
@@ -157,13 +157,14 @@ class FilesystemBroker(Broker):
         check_local_path(local_path)
         source = _regular_file(workspace, path)
         with self.view.local_parent(local_path) as (parent, name):
-            _refuse_same_file(parent, name, source)
+            refuse_same_file(parent, name, source)
             write_link(parent, name, os.path.join(mounted_at, path), overwrite=self.overwrite)
 
     def _rename(self, group: Group[_Move], move: _Move) -> None:
         path, new_path = move.file.file_path, move.new_path
         check_file_path(path)
         check_file_path(new_path, "new_path")
+        check_storable(move.file)
         if any(earlier.file is move.file for earlier in group.earlier):
             group.end_before_this()  # its path will be another then
         with _opened(group, path) as (moved, found):
@@ -303,17 +304,11 @@ def _no_regular_file(path: str) -> MissingFile:
     return MissingFile(f"{quoted(path)} in the workspace is not a regular file")
 
 
-def _refuse_same_file(parent: Directory, name: str, source: os.stat_result) -> None:
-    """A link must not replace the very file it leads to: that would lose the data."""
-    with contextlib.suppress(FileNotFoundError):
-        present = parent.stat(name, follow=False)
-        if (present.st_dev, present.st_ino) == (source.st_dev, source.st_ino):
-            raise AlreadyExists(f"local_path is the file itself: {quoted(name)}")
-
-
 def _remove(group: Group[_Deletion], deletion: _Deletion) -> None:
     path = deletion.file.file_path
     check_file_path(path)
+    if deletion.is_recorded:
+        check_storable(deletion.file)
     try:
         parent, name = group.parent(path)
         # Also if the file is gone already: whoever removed it may have been killed before this.

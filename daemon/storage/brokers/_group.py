@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import ClassVar, Generic, TypeVar
 
 from storage.files import Directory
-from storage.models import ScaleFile, save_files
+from storage.models import ScaleFile, save_changed
 from storage.os_errors import quoted, translate
 from storage.transfer import Unfinished
 
@@ -157,8 +157,7 @@ class Group(Generic[Item]):
     def record(self) -> None:
         """Save the models of what is done, in one transaction, then raise what failed. Call when no more open."""
         saved = [model for item in self.items if (model := item.record()) is not None]
-        if saved:
-            save_files(saved)
+        save_changed(saved)
         if self.failure is not None:
             raise self.failure
 

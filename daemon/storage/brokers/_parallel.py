@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
-
-from storage.exceptions import StorageError
 
 Item = TypeVar("Item")
 
@@ -26,7 +24,7 @@ class Job(Protocol):
         """Give back what the job holds; called once, whatever happened."""
 
 
-def in_order(items: Sequence[Item], begin: Callable[[Item], Job], workers: int) -> StorageError | None:
+def in_order(items: Iterable[Item], begin: Callable[[Item], Job], workers: int) -> BaseException | None:
     """Do a job for each item, at most `workers` at a time.
 
     Once a job has failed no further one is begun; those under way are completed.
@@ -34,24 +32,29 @@ def in_order(items: Sequence[Item], begin: Callable[[Item], Job], workers: int) 
     Returns:
         The error of the first job, in the order of the items, that failed.
     """
-    first: StorageError | None = None
+    items = list(items)
+    first: BaseException | None = None
     pending: deque[tuple[Job, Future[None]]] = deque()
 
     def settle() -> None:
         nonlocal first
-        job, done = pending.popleft()
+        job, done = pending[0]
+        error = done.exception()  # interrupted here, the job stays pending: its thread still uses what it holds
+        pending.popleft()
         try:
-            done.result()
-            job.finish()
-        except StorageError as error:
-            first = first or error
+            if error is None:
+                job.finish()
+        except Exception as failure:
+            error = failure
         finally:
             job.close()
+        first = first or error
 
-    refused: StorageError | None = None
+    refused: Exception | None = None
     with contextlib.ExitStack() as stack:
         stack.callback(_close_all, pending)  # after the threads have ended
         pool: Executor = stack.enter_context(_Here() if len(items) == 1 else ThreadPoolExecutor(workers))
+        stack.callback(pool.shutdown, cancel_futures=True)  # an interrupt need not wait for what has not begun
         for item in items:
             if len(pending) == 2 * workers:
                 settle()
@@ -59,7 +62,7 @@ def in_order(items: Sequence[Item], begin: Callable[[Item], Job], workers: int) 
                 break
             try:
                 job = begin(item)
-            except StorageError as error:
+            except Exception as error:
                 refused = error
                 break
             pending.append((job, pool.submit(job.work)))
@@ -75,7 +78,10 @@ def _close_all(pending: Iterable[tuple[Job, object]]) -> None:
 
 def one_ahead(source: Generator[Item, None, None]) -> Generator[Item, None, None]:
     """The items of `source`, each made by another thread while the one before is worked on."""
-    with ThreadPoolExecutor(1) as pool, contextlib.closing(source):
+    with (
+        contextlib.closing(source),
+        ThreadPoolExecutor(1) as pool,
+    ):  # whose thread must end before the source is closed
         coming = pool.submit(next, source, None)
         while (item := coming.result()) is not None:
             coming = pool.submit(next, source, None)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import re
+import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from botocore import exceptions as sdk
 from botocore.config import Config
 from botocore.loaders import create_loader
 from botocore.session import Session as CoreSession
-from s3transfer.exceptions import RetriesExceededError
+from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
 
 from storage.brokers._s3_objects import Found, Listed, Objects, Source
 from storage.brokers._s3_settings import AccessKey, Endpoint, Settings
@@ -63,6 +65,7 @@ SMALL_BYTES = 4 * 1024 * 1024
 PART_BYTES = 8 * 1024 * 1024
 PARTS_AT_ONCE = 6
 _MOST_PARTS = 10_000
+_LARGE_AT_ONCE = 2
 
 # S3 copies up to this size in one request.
 LARGEST_COPY_BYTES = 5 * 1024**3
@@ -88,6 +91,8 @@ class BotoObjects(Objects):
     def __init__(self, settings: Settings) -> None:
         self._endpoint = settings.endpoint
         self._bucket = settings.endpoint.bucket_name
+        # Each holds some parts in memory.
+        self._large = threading.BoundedSemaphore(_LARGE_AT_ONCE)
         self._storing = _given(
             StorageClass=settings.storage_class, ServerSideEncryption=settings.server_side_encryption
         )
@@ -140,7 +145,7 @@ class BotoObjects(Objects):
                 if is_missing:
                     raise MissingFile("there is no such object in the bucket") from error
                 raise
-        return Found(found["ContentLength"], found["ETag"].strip('"'), found.get("StorageClass"))
+        return Found(found["ContentLength"], found.get("ETag", "").strip('"'), found.get("StorageClass"))
 
     def _explain(self, connection: Connection) -> None:
         """Raise what is behind a failed HEAD, whose answer cannot say: a missing bucket, wrong credentials."""
@@ -148,15 +153,17 @@ class BotoObjects(Objects):
 
     def put(self, key: str, source: Source, *, overwrite: bool) -> None:
         options = {**self._storing, **_given(ContentType=source.media_type or None)}
-        os.lseek(source.fd, 0, os.SEEK_SET)
-        with self._asking() as connection, open(os.dup(source.fd), "rb") as file:
+        with self._asking() as connection:
             client = connection.client if overwrite else connection.creating
             if source.size <= SMALL_BYTES:
-                body = read_all(source)
-                client.put_object(Bucket=self._bucket, Key=key, Body=body, **options)
+                client.put_object(Bucket=self._bucket, Key=key, Body=read_all(source), **options)
+            elif source.size <= PART_BYTES:
+                with self._large:
+                    client.put_object(Bucket=self._bucket, Key=key, Body=read_all(source), **options)
             else:
-                client.upload_fileobj(file, self._bucket, key, options, Config=_transfer(source.size))
-                _refuse_changed(source)
+                with self._large:
+                    file: Any = _File(source)
+                    client.upload_fileobj(file, self._bucket, key, options, Config=_transfer(source.size))
 
     def get(self, key: str, fd: int) -> int:
         os.ftruncate(fd, 0)
@@ -182,7 +189,7 @@ class BotoObjects(Objects):
                     Bucket=self._bucket,
                     Key=new_key,
                     CopySource=origin,
-                    CopySourceIfMatch=found.etag,
+                    **_given(CopySourceIfMatch=found.etag or None),
                     **storing,
                 )
             else:
@@ -229,7 +236,7 @@ class BotoObjects(Objects):
         """The connection, with the SDK's errors as ours."""
         try:
             yield connect(self._endpoint)
-        except (sdk.BotoCoreError, sdk.ClientError, RetriesExceededError) as error:
+        except (sdk.BotoCoreError, sdk.ClientError, RetriesExceededError, S3DownloadFailedError) as error:
             found = translated(error, self._bucket)
             if isinstance(found, InvalidCredentials | ExpiredCredentials):
                 connect.cache_clear()  # a renewed profile is read again
@@ -288,20 +295,25 @@ def _parse_listing(response_dict: dict[str, Any], customized_response_dict: dict
     """Read a listing's keys and sizes by themselves: botocore's general parser takes six times as long."""
     if response_dict["status_code"] != 200:
         return
-    root = ElementTree.fromstring(response_dict["body"])  # noqa: S314  # of the configured service
-    space = root.tag.removesuffix("ListBucketResult")
-    key_tag, size_tag = f"{space}Key", f"{space}Size"
-    listed = [
-        Listed(_decoded(found.findtext(key_tag, "")), int(found.findtext(size_tag, "0")))
-        for found in root.findall(f"{space}Contents")
-    ]
-    token = root.findtext(f"{space}NextContinuationToken")
+    try:
+        listed, token = _listing(response_dict["body"])
+    except (ElementTree.ParseError, ValueError) as error:
+        raise BackendUnavailable("what answers at this address is no S3 service, or a broken one") from error
     response_dict["body"] = b""
     customized_response_dict.update(Listed=listed, NextContinuationToken=token)
 
 
-def _decoded(key: str) -> str:
-    return unquote_plus(key) if "%" in key or "+" in key else key
+def _listing(body: bytes) -> tuple[list[Listed], str | None]:
+    root = ElementTree.fromstring(body)  # noqa: S314  # of the configured service
+    if not root.tag.endswith("ListBucketResult"):
+        raise ValueError(root.tag)
+    space = root.tag.removesuffix("ListBucketResult")
+    key_tag, size_tag = f"{space}Key", f"{space}Size"
+    found = root.findall(f"{space}Contents")
+    listed = [Listed(one.findtext(key_tag, ""), int(one.findtext(size_tag, ""))) for one in found]
+    if root.findtext(f"{space}EncodingType") == "url":  # some services do not know it, and tell keys as they are
+        listed = [Listed(unquote_plus(key) if "%" in key or "+" in key else key, size) for key, size in listed]
+    return listed, root.findtext(f"{space}NextContinuationToken")
 
 
 def read_all(source: Source) -> bytes:
@@ -317,9 +329,45 @@ def read_all(source: Source) -> bytes:
 CUT_SHORT = "the source was cut short while it was copied"
 
 
-def _refuse_changed(source: Source) -> None:
-    if os.fstat(source.fd).st_size < source.size:
-        raise InvalidPath(CUT_SHORT)
+class _File(io.RawIOBase):
+    """A source as a file, exactly as long as when it was opened.
+
+    What is appended meanwhile is not read, and one cut short is an error before the object is complete.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._offset = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._source.size}[whence]
+        self._offset = start + offset
+        return self._offset
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), self._source.size - self._offset)
+        if wanted <= 0:
+            return 0
+        count = os.preadv(self._source.fd, [memoryview(buffer)[:wanted]], self._offset)
+        if count == 0:
+            raise InvalidPath(CUT_SHORT)
+        self._offset += count
+        return count
+
+    def read(self, size: int = -1) -> bytes:
+        """As of a buffered file: all that was asked for, less only at the end."""
+        left = max(self._source.size - self._offset, 0)
+        content = bytearray(left if size is None or size < 0 else min(size, left))
+        view = memoryview(content)
+        while view:
+            view = view[self.readinto(view) :]
+        return bytes(content)
 
 
 # Of an object's properties, those that a copy in parts must be told again.
@@ -434,6 +482,8 @@ def translated(error: BaseException, bucket: str) -> StorageError:
     for exceptions, kind, fact in _EXCEPTIONS:
         if isinstance(error, exceptions):
             return kind(f"{fact} ({type(error).__name__}), bucket {bucket!r}")
+    if isinstance(error, S3DownloadFailedError):
+        return BackendUnavailable(f"the object was replaced while it was read, bucket {bucket!r}")
     if isinstance(error, OSError):
         return BackendUnavailable(f"the connection was lost ({error}), bucket {bucket!r}")
     return BackendUnavailable(f"the S3 SDK reports {type(error).__name__}, bucket {bucket!r}")

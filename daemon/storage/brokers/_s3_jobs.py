@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,9 +14,11 @@ from storage.exceptions import AlreadyExists, BackendUnavailable, MissingFile, S
 from storage.files import FILE_MODE, Directory, FileView
 from storage.models import ScaleFile
 from storage.os_errors import os_errors, quoted
-from storage.transfer import Unfinished, refuse_directory, write_link
+from storage.transfer import Unfinished, refuse_directory, refuse_same_file, write_link
 
 Done = Callable[[ScaleFile], None]
+
+_NO_HEADER = re.compile(r"[^\x20-\x7e]")
 
 
 class Downloading:
@@ -51,7 +54,10 @@ class Downloading:
 class Linking:
     """A download by a symbolic link into the mounted bucket."""
 
-    def __init__(self, view: FileView, download: FileDownload, target: str, *, overwrite: bool):
+    def __init__(
+        self, view: FileView, download: FileDownload, target: str, found: os.stat_result, *, overwrite: bool
+    ):
+        self._found = found
         self._view, self._local_path, self._target, self._overwrite = view, download.local_path, target, overwrite
         self._subject = f"download {quoted(download.file.file_path)} to local_path {quoted(download.local_path)}"
 
@@ -59,8 +65,13 @@ class Linking:
         pass
 
     def finish(self) -> None:
-        with os_errors(self._subject), self._view.acting(), self._view.local_parent(self._local_path) as found:
-            write_link(*found, self._target, overwrite=self._overwrite)
+        with (
+            os_errors(self._subject),
+            self._view.acting(),
+            self._view.local_parent(self._local_path) as (parent, name),
+        ):
+            refuse_same_file(parent, name, self._found)
+            write_link(parent, name, self._target, overwrite=self._overwrite)
 
     def close(self) -> None:
         pass
@@ -75,6 +86,8 @@ class Uploading:
         self._objects, self._key, self._overwrite, self._done = objects, key, overwrite, done
         self._file = upload.file
         self._subject = f"upload {quoted(upload.file.file_path)} from local_path {quoted(upload.local_path)}"
+        if _NO_HEADER.search(upload.file.media_type):
+            raise ValueError(f"media_type of file {quoted(upload.file.file_path)} must be printable ASCII for S3")
         with os_errors(self._subject), view.acting():
             fd = view.open_local(upload.local_path)
         self._source = Source(fd, os.fstat(fd).st_size, upload.file.media_type)

@@ -24,7 +24,7 @@ class Listed(NamedTuple):
 
 
 class Source(NamedTuple):
-    """An open file of `size` bytes to be stored; its content begins at offset 0. Closed by who opened it."""
+    """An open file whose first `size` bytes are to be stored. Closed by who opened it."""
 
     fd: int
     size: int

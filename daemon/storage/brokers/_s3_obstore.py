@@ -27,11 +27,12 @@ from storage.brokers._s3_boto import (
     READ_TIMEOUT_S,
     SMALL_BYTES,
     BotoObjects,
+    Connection,
     connect,
     read_all,
 )
 from storage.brokers._s3_objects import Found, Source
-from storage.brokers._s3_settings import Endpoint, Settings
+from storage.brokers._s3_settings import Settings
 from storage.exceptions import StorageError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 _STREAM_BYTES = 1024 * 1024
+_PID = os.getpid()
 
 
 class ObstoreObjects(BotoObjects):
@@ -119,7 +121,8 @@ class ObstoreObjects(BotoObjects):
         return _first(lambda: obstore.copy(self._store(), key, new_key), slow)
 
     def _store(self) -> S3Store:
-        return _open(self._settings.endpoint, self._settings.server_side_encryption)
+        endpoint = self._settings.endpoint
+        return _open(connect(endpoint), endpoint.bucket_name, self._settings.server_side_encryption)
 
 
 class _Unsuited(Exception):
@@ -128,11 +131,13 @@ class _Unsuited(Exception):
 
 def _first(fast: Callable[[], R], slow: Callable[[], R]) -> R:
     """The fast way; where that fails for whatever reason, the thorough one, whose error is the one to tell."""
+    if os.getpid() != _PID:  # obstore's threads did not come along into this forked process
+        return slow()
     try:
         return fast()
-    except StorageError:
+    except (StorageError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # obstore's kinds are few and its texts not for users
+    except BaseException as error:  # Rust panics among them; obstore's kinds are few and its texts not for users
         log.debug("obstore failed, boto3 takes over: %s", type(error).__name__)
         return slow()
 
@@ -152,13 +157,12 @@ def _write(result: GetResult, fd: int, start: int, end: int) -> None:
 
 
 @lru_cache(maxsize=32)
-def _open(endpoint: Endpoint, encryption: str | None) -> S3Store:
-    """The store of an endpoint, with the credentials and the address that boto3 found."""
-    connection = connect(endpoint)
+def _open(connection: Connection, bucket: str, encryption: str | None) -> S3Store:
+    """The store of a bucket, with the credentials and the address that boto3 found."""
     address = connection.client.meta.endpoint_url
     options: Any = {"server_side_encryption": encryption} if encryption else {}
     return S3Store(
-        endpoint.bucket_name,
+        bucket,
         endpoint=address,
         region=connection.client.meta.region_name,
         credential_provider=Boto3CredentialProvider(connection.session, ttl=timedelta(minutes=5)),

@@ -119,19 +119,21 @@ def _text(config: Mapping[str, Any], key: str, form: re.Pattern[str], accepted: 
 def _endpoint_url(value: object) -> str | None:
     if value is None:
         return None
-    accepted = "'https://host' or 'http://host:port', without user, path or query"
-    if not isinstance(value, str):
-        raise _refused("endpoint_url", value, accepted)
-    if "@" in value:  # might be a password
-        raise InvalidBrokerConfiguration("endpoint_url", f"endpoint_url holds a user; accepted is {accepted}")
+    # The value is not repeated: it might hold a password or a signature.
+    refused = InvalidBrokerConfiguration(
+        "endpoint_url",
+        "endpoint_url is not accepted: it is 'https://host' or 'http://host:port', without user, path or query",
+    )
+    if not isinstance(value, str) or "@" in value or not value.isprintable():
+        raise refused
     try:
         parts = urlsplit(value)
         _ = parts.port
     except ValueError:
-        raise _refused("endpoint_url", value, accepted) from None
+        raise refused from None
     is_plain = parts.path in ("", "/") and not parts.query and not parts.fragment
-    if parts.scheme not in ("http", "https") or not parts.hostname or not is_plain or not value.isprintable():
-        raise _refused("endpoint_url", value, accepted)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not is_plain:
+        raise refused
     return f"{parts.scheme}://{parts.netloc}"
 
 

@@ -13,7 +13,7 @@ from storage import linux
 from storage.brokers._group import Change, Group, directory_of
 from storage.exceptions import AlreadyExists, StorageError
 from storage.files import FILE_MODE, Directory, FileView, check_file_path, check_local_path
-from storage.models import ScaleFile
+from storage.models import ScaleFile, check_storable
 from storage.os_errors import quoted, translate
 from storage.transfer import Unfinished, copy_contents
 
@@ -57,6 +57,7 @@ class Uploading:
         path = upload.file.file_path
         check_file_path(path)
         check_local_path(upload.local_path)
+        check_storable(upload.file)
         if self._paths and not self._paths.isdisjoint(_above(path)):
             self._group.end_before_this()
         source = self._open_source(upload)

@@ -77,7 +77,7 @@ def _add_offered(offered: metadata.EntryPoint) -> None:
     try:
         broker_class = offered.load()
         found = _type_of(broker_class)
-    except Exception as error:  # whatever a stranger's module raises
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises
         log.warning("broker type %r is left out: %s: %s", offered.name, package, _told(error))
         return
     if found != offered.name:
@@ -99,7 +99,7 @@ def _type_of(broker_class: type[Broker]) -> str:
     return broker_type
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

@@ -26,7 +26,7 @@ from storage.brokers.exceptions import InvalidBrokerConfiguration
 from storage.configuration.warnings import ValidationWarning
 from storage.exceptions import InvalidPath, StorageError
 from storage.files import check_file_path, check_local_path, check_prefix
-from storage.models import ScaleFile, require_catalog, save_files
+from storage.models import ScaleFile, check_storable, require_catalog, save_changed
 from storage.os_errors import quoted
 
 Item = TypeVar("Item")
@@ -126,19 +126,25 @@ class S3Broker(Broker):
             key = self._key(download.file.file_path)
             check_local_path(download.local_path)
             if download.partial and (linked := self._linked(volume_path, key)) is not None:
-                return Linking(self.view, download, linked, overwrite=self.overwrite)
+                return Linking(self.view, download, *linked, overwrite=self.overwrite)
             return Downloading(objects, self.view, download, key, overwrite=self.overwrite)
 
         _raise(in_order(file_downloads, begin, _WORKERS))
 
-    def _linked(self, volume_path: str | None, key: str) -> str | None:
-        """The path of the object in the volume in which the bucket is mounted; None where it is not to be seen."""
+    def _linked(self, volume_path: str | None, key: str) -> tuple[str, os.stat_result] | None:
+        """The object's path and status in the volume that shows the bucket; None where it is not to be seen."""
         if volume_path is None or self._configured().settings.host_path is None:
             return None
-        with contextlib.suppress(StorageError, OSError), self.view.acting():
-            with self.view.open_workspace(volume_path) as bucket:
-                os.close(bucket.open_regular(key))
-            return os.path.join(volume_path, key)
+        with (
+            contextlib.suppress(StorageError, OSError),
+            self.view.acting(),
+            self.view.open_workspace(volume_path) as bucket,
+        ):
+            fd = bucket.open_regular(key)
+            try:
+                return os.path.join(volume_path, key), os.fstat(fd)
+            finally:
+                os.close(fd)
         return None
 
     def upload_files(self, volume_path: str | None, file_uploads: Sequence[FileUpload]) -> None:
@@ -151,12 +157,13 @@ class S3Broker(Broker):
             def begin(upload: FileUpload, done: list[ScaleFile] = done) -> Job:
                 key = self._key(upload.file.file_path)
                 check_local_path(upload.local_path)
+                check_storable(upload.file)
                 return Uploading(objects, self.view, upload, key, overwrite=self.overwrite, done=done.append)
 
             try:
                 error = in_order(some, begin, _WORKERS)
             finally:
-                save_files(done)
+                save_changed(done)
             _raise(error)
 
     def move_files(self, volume_path: str | None, file_moves: Sequence[FileMove]) -> None:
@@ -172,11 +179,12 @@ class S3Broker(Broker):
 
         def begin(move: FileMove) -> Job:
             keys = self._key(move.file.file_path), self._key(move.new_path, "new_path")
+            check_storable(move.file)
             return Copying(objects, move, keys, overwrite=self.overwrite, done=copied.append)
 
         error = in_order(moves, begin, _WORKERS)
         failed = objects.delete([copy.key for copy in copied if copy.key != copy.new_key])
-        save_files([copy.moved() for copy in copied if copy.key not in failed])
+        save_changed([copy.moved() for copy in copied if copy.key not in failed])
         _raise(*(copy.kept(failed[copy.key]) for copy in copied if copy.key in failed), error)
 
     def delete_files(self, volume_path: str | None, files: Sequence[ScaleFile], update_model: bool = True) -> None:
@@ -192,14 +200,16 @@ class S3Broker(Broker):
 
         def begin(file: ScaleFile) -> Job:
             # S3 does not say whether there was anything to delete, and a file never saved gets a record only then.
-            is_asked = update_model and file.id is None
-            return Looking(objects, file, self._key(file.file_path), is_asked=is_asked, done=found.append)
+            key, is_asked = self._key(file.file_path), update_model and file.id is None
+            if update_model:
+                check_storable(file)
+            return Looking(objects, file, key, is_asked=is_asked, done=found.append)
 
         error = in_order(files, begin, _WORKERS)
         present = [looked for looked in found if looked.is_there]
         failed = objects.delete([looked.key for looked in present])
         if update_model:
-            save_files([looked.deleted() for looked in present if looked.key not in failed])
+            save_changed([looked.deleted() for looked in present if looked.key not in failed])
         _raise(*(looked.kept(failed[looked.key]) for looked in present if looked.key in failed), error)
 
     def _configured(self) -> _Configured:
@@ -266,7 +276,7 @@ def _is_path(path: str) -> bool:
     return True
 
 
-def _raise(*errors: StorageError | None) -> None:
+def _raise(*errors: BaseException | None) -> None:
     """Raise the first error, if there is one."""
     for error in filter(None, errors):
         raise error

@@ -15,3 +15,6 @@ class InvalidWorkspaceConfiguration(Exception):
         super().__init__(description)
         self.name = name
         self.description = description
+
+    def __reduce__(self) -> tuple[type[InvalidWorkspaceConfiguration], tuple[str, str]]:
+        return type(self), (self.name, self.description)  # for pools of processes

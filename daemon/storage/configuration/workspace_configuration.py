@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from storage.brokers.broker import Broker
@@ -27,7 +27,7 @@ class WorkspaceConfiguration:
         InvalidWorkspaceConfiguration: the outer form is wrong. The broker part is checked by its broker.
     """
 
-    configuration: Mapping[str, Any]
+    configuration: Mapping[str, Any] = field(repr=False)  # perhaps with credentials
 
     def __post_init__(self) -> None:
         version = self.configuration.get("version", VERSION)
