@@ -61,9 +61,9 @@ READ_TIMEOUT_S = 30
 # Files up to this size are stored from memory, in one request.
 SMALL_BYTES = 4 * 1024 * 1024
 
-# Larger ones are stored and fetched in parts of this size, some at a time.
+# Larger ones are stored and fetched in parts of this size, some at a time. s3transfer holds about two for each.
 PART_BYTES = 8 * 1024 * 1024
-PARTS_AT_ONCE = 6
+_PARTS_AT_ONCE = 4
 _MOST_PARTS = 10_000
 _LARGE_AT_ONCE = 2
 
@@ -380,9 +380,9 @@ _COPY_PART_BYTES = 512 * 1024 * 1024
 
 def _transfer(size: int) -> TransferConfig:
     part = max(PART_BYTES, -(-size // _MOST_PARTS))
-    config = TransferConfig(multipart_threshold=part, multipart_chunksize=part, max_concurrency=PARTS_AT_ONCE)
-    config.max_in_memory_upload_chunks = PARTS_AT_ONCE
-    config.max_in_memory_download_chunks = PARTS_AT_ONCE
+    config = TransferConfig(multipart_threshold=part, multipart_chunksize=part, max_concurrency=_PARTS_AT_ONCE)
+    config.max_in_memory_upload_chunks = _PARTS_AT_ONCE
+    config.max_in_memory_download_chunks = _PARTS_AT_ONCE
     return config
 
 

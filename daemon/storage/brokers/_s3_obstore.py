@@ -23,7 +23,6 @@ from storage.brokers._s3_boto import (
     CONNECT_TIMEOUT_S,
     LARGEST_COPY_BYTES,
     PART_BYTES,
-    PARTS_AT_ONCE,
     READ_TIMEOUT_S,
     SMALL_BYTES,
     BotoObjects,
@@ -42,6 +41,7 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 _STREAM_BYTES = 1024 * 1024
+_PARTS_AT_ONCE = 6
 _PID = os.getpid()
 
 
@@ -102,7 +102,7 @@ class ObstoreObjects(BotoObjects):
             result = obstore.get(self._store(), key, options={"range": (start, end), "if_match": etag})
             _write(result, fd, start, end)
 
-        with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
             parts = [pool.submit(part, start) for start in range(PART_BYTES, size, PART_BYTES)]
             try:
                 for done in parts:
