@@ -17,7 +17,7 @@ test: lab check ## check, then run all tests; as root on Debian that installs wh
 demo: root lab $(READY) ## show it at work on a private engine, which is gone afterwards
 	@PYTHONPATH=tests:plugin $(BIN)/python tests/demo.py
 
-bench: $(RIVALS) ## measure ours beside its rivals, for a quarter of an hour (ARGS: see make bench ARGS=--help)
+bench: $(RIVALS) ## measure ours beside its rivals, for some ten minutes (see make bench ARGS=--help)
 	@PYTHONPATH=tests $(BIN)/python -m bench $(ARGS)
 
 bench-quick: $(RIVALS) ## the same with a tenth of the work, in less than 3 minutes

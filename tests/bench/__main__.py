@@ -117,12 +117,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_const", const=_QUICK, dest="scale", help=f"the same as --scale {_QUICK}"
     )
-    parser.add_argument("--large", action="store_true", help="memory: also a move beyond 5 GiB (15 GiB of disk)")
+    parser.add_argument(
+        "--large", action="store_true", help="memory: also a move beyond 5 GiB (10 GiB more of disk)"
+    )
     parser.add_argument(
         "--directory",
         type=Path,
         default=Path("/var/tmp"),
-        help="where the data lie meanwhile, on a disk and not in memory: 30 GiB at scale 1 (/var/tmp)",
+        help="where the data lie meanwhile, on a disk and not in memory: 15 GiB at scale 1 (/var/tmp)",
     )
     parser.add_argument(
         "--json", type=Path, default=Path("build/bench.json"), help="for the results (build/bench.json)"

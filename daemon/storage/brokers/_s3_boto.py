@@ -61,9 +61,11 @@ READ_TIMEOUT_S = 30
 # Files up to this size are stored from memory, in one request.
 SMALL_BYTES = 4 * 1024 * 1024
 
-# Larger ones are stored and fetched in parts of this size, some at a time. s3transfer holds about two for each.
+# Larger ones are stored and fetched in parts of this size, some at a time. For each of an upload's that it holds,
+# s3transfer needs about twice its size.
 PART_BYTES = 8 * 1024 * 1024
 _PARTS_AT_ONCE = 4
+_PARTS_IN_MEMORY = 3
 _MOST_PARTS = 10_000
 _LARGE_AT_ONCE = 2
 
@@ -381,8 +383,7 @@ _COPY_PART_BYTES = 512 * 1024 * 1024
 def _transfer(size: int) -> TransferConfig:
     part = max(PART_BYTES, -(-size // _MOST_PARTS))
     config = TransferConfig(multipart_threshold=part, multipart_chunksize=part, max_concurrency=_PARTS_AT_ONCE)
-    config.max_in_memory_upload_chunks = _PARTS_AT_ONCE
-    config.max_in_memory_download_chunks = _PARTS_AT_ONCE
+    config.max_in_memory_upload_chunks = _PARTS_IN_MEMORY
     return config
 
 
