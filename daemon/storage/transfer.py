@@ -32,7 +32,7 @@ _NO_HARD_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS))
 # What copy_file_range says when the two files do not suit it.
 _NOT_SUITED = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF))
 
-_CUT_SHORT = "the source was cut short while it was copied"
+CUT_SHORT = "the source was cut short while it was copied"
 
 
 def write_link(parent: Directory, name: str, destination: str, *, overwrite: bool) -> None:
@@ -109,7 +109,7 @@ def copy_contents(source: int, target: int) -> int:
     if end < size:
         os.ftruncate(target, size)
     if os.fstat(source).st_size < size:  # else what was cut off would pass for a hole
-        raise InvalidPath(_CUT_SHORT)
+        raise InvalidPath(CUT_SHORT)
     return size
 
 
@@ -132,7 +132,7 @@ def _copy_range(source: int, target: int, offset: int, end: int) -> None:
     while offset < end:
         copied = _copy_some(source, target, offset, min(end - offset, _CHUNK_BYTES))
         if copied == 0:
-            raise InvalidPath(_CUT_SHORT)
+            raise InvalidPath(CUT_SHORT)
         offset += copied
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from storage.brokers._parallel import in_order, one_ahead
+from storage.brokers._parallel import Job, in_order, one_ahead
 from storage.exceptions import MissingFile
 
 
 @dataclass
-class Recorded:
+class Recorded(Job):
     """A job that says what is done with it."""
 
     number: int

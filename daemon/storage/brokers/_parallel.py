@@ -6,13 +6,16 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
 
-class Job(Protocol):
-    """One item's work: begun by its constructor and ended by `finish`, both on the calling thread."""
+class Job:
+    """One item's work: begun by its constructor and ended by `finish`, both on the calling thread.
+
+    A step that a job does not have does nothing.
+    """
 
     def work(self) -> None:
         """What may wait for others: done by another thread."""
@@ -78,10 +81,8 @@ def _close_all(pending: Iterable[tuple[Job, object]]) -> None:
 
 def one_ahead(source: Generator[Item, None, None]) -> Generator[Item, None, None]:
     """The items of `source`, each made by another thread while the one before is worked on."""
-    with (
-        contextlib.closing(source),
-        ThreadPoolExecutor(1) as pool,
-    ):  # whose thread must end before the source is closed
+    # In this order: the thread must have ended when the source is closed.
+    with contextlib.closing(source), ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, source, None)
         while (item := coming.result()) is not None:
             coming = pool.submit(next, source, None)

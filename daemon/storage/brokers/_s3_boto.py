@@ -43,6 +43,7 @@ from storage.exceptions import (
     Unsupported,
 )
 from storage.os_errors import translate
+from storage.transfer import CUT_SHORT
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -157,13 +158,10 @@ class BotoObjects(Objects):
         options = {**self._storing, **_given(ContentType=source.media_type or None)}
         with self._asking() as connection:
             client = connection.client if overwrite else connection.creating
-            if source.size <= SMALL_BYTES:
-                client.put_object(Bucket=self._bucket, Key=key, Body=read_all(source), **options)
-            elif source.size <= PART_BYTES:
-                with self._large:
+            with self._large if source.size > SMALL_BYTES else contextlib.nullcontext():
+                if source.size <= PART_BYTES:
                     client.put_object(Bucket=self._bucket, Key=key, Body=read_all(source), **options)
-            else:
-                with self._large:
+                else:
                     file: Any = _File(source)
                     client.upload_fileobj(file, self._bucket, key, options, Config=_transfer(source.size))
 
@@ -320,15 +318,7 @@ def _listing(body: bytes) -> tuple[list[Listed], str | None]:
 
 def read_all(source: Source) -> bytes:
     """The content of a small source; raises InvalidPath where it has become shorter than it was."""
-    body = bytearray()
-    while len(body) < source.size and (chunk := os.pread(source.fd, source.size - len(body), len(body))):
-        body += chunk
-    if len(body) != source.size:
-        raise InvalidPath(CUT_SHORT)
-    return bytes(body)
-
-
-CUT_SHORT = "the source was cut short while it was copied"
+    return _File(source).read()
 
 
 class _File(io.RawIOBase):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from storage.brokers._parallel import Job
 from storage.brokers._s3_objects import Objects, Source
 from storage.brokers.broker import FileDownload, FileMove, FileUpload
 from storage.exceptions import AlreadyExists, BackendUnavailable, MissingFile, StorageError
@@ -21,7 +22,7 @@ Done = Callable[[ScaleFile], None]
 _NO_HEADER = re.compile(r"[^\x20-\x7e]")
 
 
-class Downloading:
+class Downloading(Job):
     """A download into an unfinished file that the caller's identity opened beside its final name."""
 
     def __init__(self, objects: Objects, view: FileView, download: FileDownload, key: str, *, overwrite: bool):
@@ -51,7 +52,7 @@ class Downloading:
             self._held.close()
 
 
-class Linking:
+class Linking(Job):
     """A download by a symbolic link into the mounted bucket."""
 
     def __init__(
@@ -60,9 +61,6 @@ class Linking:
         self._found = found
         self._view, self._local_path, self._target, self._overwrite = view, download.local_path, target, overwrite
         self._subject = f"download {quoted(download.file.file_path)} to local_path {quoted(download.local_path)}"
-
-    def work(self) -> None:
-        pass
 
     def finish(self) -> None:
         with (
@@ -73,11 +71,8 @@ class Linking:
             refuse_same_file(parent, name, self._found)
             write_link(parent, name, self._target, overwrite=self._overwrite)
 
-    def close(self) -> None:
-        pass
 
-
-class Uploading:
+class Uploading(Job):
     """An upload of a file that the caller's identity opened."""
 
     def __init__(
@@ -105,7 +100,7 @@ class Uploading:
         os.close(self._source.fd)
 
 
-class Copying:
+class Copying(Job):
     """The first half of a move: a copy by the server, verified. The source is left for the broker to delete.
 
     Attributes:
@@ -142,9 +137,6 @@ class Copying:
     def finish(self) -> None:
         self._done(self)
 
-    def close(self) -> None:
-        pass
-
     def moved(self) -> ScaleFile:
         """The model, changed for its new place."""
         file = self._move.file
@@ -160,7 +152,7 @@ class Copying:
         return type(error)(f"{self._subject}: the source could not be removed, {left}: {error}")
 
 
-class Looking:
+class Looking(Job):
     """Finds out, where asked, whether an object is there, before the broker deletes it.
 
     Attributes:
@@ -184,9 +176,6 @@ class Looking:
 
     def finish(self) -> None:
         self._done(self)
-
-    def close(self) -> None:
-        pass
 
     def deleted(self) -> ScaleFile:
         """The model, changed for a file that is no more."""
