@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.faults import descriptors
 from volumedriver import hostpaths
 from volumedriver.errors import DriverError, HostPathRefused, InvalidVolume, MountFailed
 from volumedriver.hostpaths import HostDirectories
@@ -23,10 +24,6 @@ def hosts(tmp_path: Path) -> Iterator[HostDirectories]:
     hosts = HostDirectories(str(tmp_path))
     yield hosts
     hosts.close()
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def test_existing_directory_is_opened_unaltered(hosts: HostDirectories, tmp_path: Path) -> None:
@@ -51,11 +48,11 @@ def test_missing_directories_are_made(hosts: HostDirectories, tmp_path: Path) ->
 
 @pytest.mark.root
 def test_what_was_made_goes_when_a_later_step_fails(hosts: HostDirectories, tmp_path: Path) -> None:
-    before = open_descriptors()
+    before = descriptors()
     with pytest.raises(RuntimeError), hosts.opened("/srv/data/a/b", OURS):
         raise RuntimeError
     assert os.listdir(tmp_path / "srv/data") == []
-    assert open_descriptors() == before
+    assert descriptors() == before
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
@@ -72,11 +69,11 @@ def test_what_was_made_goes_when_a_step_of_making_fails(
         real(fd, name, creation)
 
     monkeypatch.setattr(hostpaths, "_give_away", failing)
-    before = open_descriptors()
+    before = descriptors()
     with pytest.raises(MountFailed, match="No space left"), hosts.opened("/srv/data/a/b/c", OURS):
         pass
     assert os.listdir(tmp_path / "srv/data") == []
-    assert open_descriptors() == before
+    assert descriptors() == before
 
 
 @pytest.mark.root
@@ -118,11 +115,11 @@ def test_obstacles_are_named(  # noqa: PLR0917 fixtures, then the columns of the
     for name, target in targets.items():
         (tmp_path / "srv" / name).symlink_to(target)
     (tmp_path / "srv/file").write_text("")
-    before = sorted(tmp_path.rglob("*")), open_descriptors()
+    before = sorted(tmp_path.rglob("*")), descriptors()
     with pytest.raises(kind) as refused, hosts.opened(path, creation):
         pass
     assert said in str(refused.value)
-    assert (sorted(tmp_path.rglob("*")), open_descriptors()) == before
+    assert (sorted(tmp_path.rglob("*")), descriptors()) == before
 
 
 def test_missing_directory_is_explained(hosts: HostDirectories) -> None:
