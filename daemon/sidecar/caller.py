@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import socket
 import struct
@@ -46,6 +47,9 @@ _FILE_CAPABILITIES = sum(
 
 _EXIT_IDENTITY_LOST = 70
 
+# How the engine names a container's control group, whichever the driver: `/docker/ID`, `docker-ID.scope`.
+_CONTAINER_ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+
 
 class CallerGone(PermissionDenied):
     """The process that connected has exited, and its authority with it."""
@@ -57,6 +61,8 @@ class Caller:
     Attributes:
         pid, uid, gid: as this process's namespaces show them.
         groups: supplementary groups.
+        container: the 64 digits of the container that it runs in, by its control group; None for none. Of
+            nested ones the outermost, since what is below a container's own group is for it to name.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -81,10 +87,16 @@ class Caller:
             os.close(self._pidfd)
             raise CallerGone("the calling process has exited") from error
         try:
+            self.container = self._container()
             self.check_alive()  # so /proc/<pid> is of the process that the pidfd is of
         except CallerGone:
             self.close()
             raise
+
+    @property
+    def owner(self) -> str:
+        """Whom the caller counts for where many share something: its container, or its user outside of any."""
+        return self.container or f"uid {self.uid}"
 
     def close(self) -> None:
         os.close(self._pidfd)
@@ -120,6 +132,14 @@ class Caller:
         if users != {0} or (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino):
             return 0
         return int(status["CapEff"], 16) & _FILE_CAPABILITIES
+
+    def _container(self) -> str | None:
+        try:
+            with open(f"/proc/self/fd/{self._proc}/cgroup", encoding="utf-8", errors="replace") as groups:
+                found = _CONTAINER_ID.search(groups.read())
+        except OSError as error:
+            raise CallerGone("the calling process has exited") from error
+        return found[0] if found else None
 
     def _status(self) -> dict[str, str]:
         with open(f"/proc/self/fd/{self._proc}/status", encoding="utf-8", errors="replace") as lines:
