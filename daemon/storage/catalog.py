@@ -5,7 +5,7 @@ Rows, not ORM objects: a record is read and written as a whole, and batches are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from sqlalchemy import (
     Row,
     create_engine,
     event,
+    func,
     inspect,
     make_url,
     select,
@@ -33,12 +34,14 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
+from storage._journaling import Journal, add, close, update
 from storage._saving import save_rows
 from storage.exceptions import BackendUnavailable
+from storage.journal import Intent
 from storage.models import LIVE, ScaleFile, check_storable, is_storable, scale_file, use_catalog
 
 # The newest migration. A test compares it with storage/migrations/versions.
-SCHEMA_VERSION = "0002"
+SCHEMA_VERSION = "0003"
 
 # How the driver of each database is told to give up; a query parameter of the URL goes before.
 _CONNECT_ARGUMENTS: dict[str, dict[str, object]] = {
@@ -47,6 +50,9 @@ _CONNECT_ARGUMENTS: dict[str, dict[str, object]] = {
     "psycopg": {"connect_timeout": 10, "tcp_user_timeout": 30_000},
 }
 _NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
+
+# What is done beside saving records, in the same transaction: given are the ids, by the uuids that the models had.
+_Then = Callable[[Connection, Mapping[str, int]], None]
 
 _MIGRATION_LOCK = 0x62726F6B  # any number that is always the same
 
@@ -79,6 +85,9 @@ class Catalog:
 
     What finds or saves records raises `BackendUnavailable` when the database cannot be used now. The next call
     tries anew.
+
+    Attributes:
+        journal: what recovery and requests with an idempotency key ask for, in the same database.
     """
 
     def __init__(self, url: str) -> None:
@@ -91,6 +100,7 @@ class Catalog:
         self._passwords = [*filter(None, [parsed.password, *parsed.normalized_query.get("password", ())])]
         self._engine = _engine(parsed)
         self._writing = self._engine.execution_options(writes=True)
+        self.journal = Journal(self._engine, self._writing, self._told)
 
     def close(self) -> None:
         """Close all connections. The catalog can be used again, which opens new ones."""
@@ -124,23 +134,47 @@ class Catalog:
             ValueError: a field holds what no database can store, see `storage.models.check_storable`.
             BackendUnavailable: the database cannot be used now.
         """
+        self._save_all(files)
+
+    def begin(self, intents: Sequence[Intent]) -> None:
+        """Write intents down, in one transaction; see `storage.journal`."""
+        with self._told(), self._writing.begin() as connection:
+            add(connection, intents)
+
+    def update_intent(self, intent: Intent) -> None:
+        """Write down what is known of an intent by now."""
+        with self._told(), self._writing.begin() as connection:
+            update(connection, intent)
+
+    def finish(self, files: Sequence[ScaleFile], done: Sequence[Intent], dropped: Sequence[Intent]) -> None:
+        """As `save_all`, and close the intents of what was done, and of what was not, in the same transaction."""
+
+        def close_intents(connection: Connection, ids: Mapping[str, int]) -> None:
+            close(connection, done, dropped, ids)
+
+        self._save_all(files, close_intents)
+
+    def _save_all(self, files: Sequence[ScaleFile], then: _Then | None = None) -> None:
         for file in files:
             check_storable(file)
         with self._told():
             try:
-                self._save_all(files, is_alone=False)
+                self._save_once(files, then, is_alone=False)
             except (IntegrityError, OperationalError) as error:
                 if not _is_collision(error):
                     raise
-                self._save_all(files, is_alone=True)
+                self._save_once(files, then, is_alone=True)
 
-    def _save_all(self, files: Sequence[ScaleFile], *, is_alone: bool) -> None:
+    def _save_once(self, files: Sequence[ScaleFile], then: _Then | None, *, is_alone: bool) -> None:
         now = datetime.now(UTC)
         rows = [file.row() | {"last_modified": now} for file in files]
+        uuids = [file.uuid for file in files]
         with self._writing.begin() as connection:
             if is_alone and connection.dialect.name == "postgresql":  # in SQLite, a writer always is
                 connection.execute(text("LOCK TABLE scale_file IN SHARE ROW EXCLUSIVE MODE"))
             save_rows(connection, rows)
+            if then is not None:
+                then(connection, {uuid: row["id"] for uuid, row in zip(uuids, rows, strict=True)})
         for file, row in zip(files, rows, strict=True):
             file.id, file.uuid = row["id"], row["uuid"]
             file.created, file.last_modified = row["created"], row["last_modified"]
@@ -167,10 +201,11 @@ class Catalog:
         *,
         file_path: str | None = None,
         is_deleted: bool | None = None,
+        below: str = "",
         after_id: int = 0,
         limit: int = 1000,
     ) -> list[ScaleFile]:
-        """The records of a workspace with ids above `after_id`, by id; None means any."""
+        """The records of a workspace with ids above `after_id`, by id; None means any, `below` a directory."""
         if file_path is not None and not is_storable(file_path):
             return []
         query = select(scale_file).where(scale_file.c.workspace == workspace, scale_file.c.id > after_id)
@@ -178,6 +213,8 @@ class Catalog:
             query = query.where(scale_file.c.file_path == file_path)
         if is_deleted is not None:
             query = query.where(scale_file.c.is_deleted == is_deleted)
+        if below:  # not LIKE, to which in SQLite `a` is `A`
+            query = query.where(func.substr(scale_file.c.file_path, 1, len(below) + 1) == f"{below}/")
         with self._told(), self._engine.connect() as connection:
             return [_file(row) for row in connection.execute(query.order_by(scale_file.c.id).limit(limit))]
 

@@ -32,6 +32,12 @@ class AlreadyExists(StorageError):
     code = "already-exists"
 
 
+class FileChanged(StorageError):
+    """The file is not the version of itself that the operation was meant for."""
+
+    code = "precondition-failed"
+
+
 class PermissionDenied(StorageError):
     """The identity that the operation acts as may not do this."""
 

@@ -217,6 +217,10 @@ class FileView(ABC):
     def acting(self) -> AbstractContextManager[None]:
         """Take the caller's file-system identity on this thread for the block; always given back at its end."""
 
+    def leaving(self) -> AbstractContextManager[None]:
+        """As `acting`, to take away what was made as the caller, who may have gone meanwhile."""
+        return self.acting()
+
     @abstractmethod
     def open_root(self) -> Directory:
         """The caller's root directory: absolute local paths are resolved in it and cannot leave it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import signal
 import socket
 from collections.abc import Sequence
@@ -212,10 +213,11 @@ class _CapData(ctypes.Structure):
 
 
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
-CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_FSETID = 0, 1, 2, 3, 4
-CAP_SYS_ADMIN = 21
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER = 1, 2, 3
+CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_PTRACE = 6, 7, 8, 19
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -246,13 +248,35 @@ def set_capabilities(effective: int, permitted: int, inheritable: int) -> None:
         _raise_errno("capset")
 
 
-def drop_capability(capability: int) -> None:
-    """Give `capability` up for good: from every set of this thread and from the bounding set."""
-    effective, permitted, inheritable = capabilities()
-    if permitted >> capability & 1:
-        _prctl(_PR_CAPBSET_DROP, capability)
-    keep = ~(1 << capability)
-    set_capabilities(effective & keep, permitted & keep, inheritable & keep)
+def mask(*capabilities: int) -> int:
+    """The bit mask of capabilities."""
+    return sum(1 << capability for capability in capabilities)
+
+
+def keep_capabilities(kept: int) -> None:
+    """Give up for good every capability that is not in the mask `kept`: from every set of this thread.
+
+    From the bounding set only if it may be changed (CAP_SETPCAP); with no new privileges, what is in that set
+    alone cannot be had again.
+    """
+    _, permitted, _ = capabilities()
+    if permitted >> CAP_SETPCAP & 1:
+        with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as last:
+            every = range(int(last.read()) + 1)
+        for capability in every:
+            if not kept >> capability & 1:
+                _prctl(_PR_CAPBSET_DROP, capability)
+    set_capabilities(permitted & kept, permitted & kept, 0)  # with the inheritable ones go the ambient ones
+
+
+def forbid_dumps() -> None:
+    """Have no core of this process written, and let none trace it or read its memory but CAP_SYS_PTRACE.
+
+    A limit of one byte, since programs that take cores by a pipe are given them with a limit of none too. Both are
+    needed: the kernel sets the second anew, to fs.suid_dumpable, when a thread takes another file-system user.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def set_no_new_privileges() -> None:
@@ -266,11 +290,15 @@ def die_with_supervisor(supervisor: str | None) -> None:
     Args:
         supervisor: the pid that started this process and that it belongs to; None or empty for none.
     """
-    if not supervisor:
-        return
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(supervisor):  # it ended before the kernel was asked
-        os.kill(os.getpid(), signal.SIGTERM)
+    if supervisor:
+        die_with_parent(int(supervisor), signal.SIGTERM)
+
+
+def die_with_parent(parent: int, signal_number: int) -> None:
+    """Have the kernel send a signal to this process when the thread of `parent` that started it ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal_number)
+    if os.getppid() != parent:  # it ended before the kernel was asked
+        os.kill(os.getpid(), signal_number)
 
 
 def set_fs_ids(uid: int, gid: int) -> None:

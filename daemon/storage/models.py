@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import (
     JSON,
@@ -28,8 +28,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from storage.exceptions import BackendUnavailable
 from storage.os_errors import quoted
+
+if TYPE_CHECKING:
+    from storage.journal import Intent
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -52,8 +54,8 @@ class UtcDateTime(TypeDecorator[datetime]):
 metadata = MetaData()
 
 # SQLite counts its own row ids only in columns of type INTEGER.
-_Id = BigInteger().with_variant(Integer, "sqlite")
-_Json = JSON().with_variant(JSONB(), "postgresql")
+Id = BigInteger().with_variant(Integer, "sqlite")
+Json = JSON().with_variant(JSONB(), "postgresql")
 
 # One live record a path; the deleted ones are history. The databases use the index of the live ones only for
 # queries that say this in the very same words.
@@ -62,7 +64,7 @@ LIVE = text("NOT is_deleted")
 scale_file = Table(
     "scale_file",
     metadata,
-    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("id", Id, primary_key=True, autoincrement=True),
     Column("uuid", String(36), nullable=False, unique=True),
     Column("workspace", Text, nullable=False),
     Column("file_path", Text, nullable=False),
@@ -75,7 +77,7 @@ scale_file = Table(
     Column("last_modified", UtcDateTime, nullable=False),
     # With defaults for the programs of version 0001 that other hosts may still run on the same database.
     Column("checksum", Text, nullable=False, server_default=text("''")),
-    Column("tags", _Json, nullable=False, server_default=text("'{}'")),
+    Column("tags", Json, nullable=False, server_default=text("'{}'")),
     Index("scale_file_live_path", "workspace", "file_path", unique=True, sqlite_where=LIVE, postgresql_where=LIVE),
     Index("scale_file_path", "workspace", "file_path"),  # what is and was at a path
     Index("scale_file_workspace", "workspace", "id"),  # a workspace's pages
@@ -138,9 +140,15 @@ _VALUES = attrgetter(*_COLUMNS)  # batches are large
 
 
 class SavesFiles(Protocol):
-    """What `save_files` needs of a catalog."""
+    """What `save_files`, and brokers by way of `storage.journal`, need of a catalog."""
 
     def save_all(self, files: Sequence[ScaleFile]) -> None: ...
+
+    def begin(self, intents: Sequence[Intent]) -> None: ...
+
+    def update_intent(self, intent: Intent) -> None: ...
+
+    def finish(self, files: Sequence[ScaleFile], done: Sequence[Intent], dropped: Sequence[Intent]) -> None: ...
 
 
 _in_use: SavesFiles | None = None
@@ -160,23 +168,7 @@ def save_files(files: Sequence[ScaleFile]) -> None:
         ValueError: a field holds what no database can store, see `check_storable`.
         BackendUnavailable: the database cannot be used now.
     """
-    _catalog_in_use().save_all(files)
-
-
-def save_changed(files: Sequence[ScaleFile]) -> None:
-    """As `save_files`, for models whose files were changed already, which an error then says.
-
-    Raises:
-        BackendUnavailable: the database cannot be used now.
-    """
-    if not files:
-        return
-    try:
-        save_files(files)
-    except BackendUnavailable as error:
-        several = f" and {len(files) - 1} more" if len(files) > 1 else ""
-        path = quoted(files[0].file_path)
-        raise BackendUnavailable(f"{path}{several}: the file is changed, but not its record: {error}") from error
+    catalog_in_use().save_all(files)
 
 
 def require_catalog() -> None:
@@ -185,10 +177,15 @@ def require_catalog() -> None:
     Raises:
         RuntimeError: no catalog is in use, see `storage.catalog.configure`.
     """
-    _catalog_in_use()
+    catalog_in_use()
 
 
-def _catalog_in_use() -> SavesFiles:
+def catalog_in_use() -> SavesFiles:
+    """The catalog that `use_catalog` was told.
+
+    Raises:
+        RuntimeError: there is none.
+    """
     if _in_use is None:
         raise RuntimeError("no catalog is in use: call storage.catalog.configure(url) first")
     return _in_use

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
+# Of these the kernel says the root `/` whichever directory is mounted, and the directory in the source.
+_ROOT_IN_SOURCE = ("nfs", "nfs4")
+
 
 @dataclass(frozen=True, slots=True)
 class Mount:
     """One mount of one mount namespace.
 
     `device` and `root` say which directory of which file system is mounted: two mounts that agree in both
-    show the same files. `mountpoint` is relative to the root of the process whose mountinfo was read.
+    show the same files; one whose `root` lies below the other's shows a part of them. `mountpoint` is relative to
+    the root of the process whose mountinfo was read.
     Nothing can be written where `is_read_only`; `is_mounted_read_only` is that of the mount alone, whatever its
     file system is.
     """
@@ -56,17 +60,18 @@ def parse_mounts(lines: Iterable[bytes]) -> Iterator[Mount]:
         fields = line.rstrip(b"\n").split(b" ")  # not split(): a source may be empty
         end_of_optional = fields.index(b"-", 6)
         fs_type, source, super_options = fields[end_of_optional + 1 :][:3]
+        kind, origin = _unescape(fs_type), _unescape(source)
         is_mounted_read_only = b"ro" in fields[5].split(b",")
         yield Mount(
             mount_id=int(fields[0]),
             parent_id=int(fields[1]),
             device=fields[2].decode("ascii"),
-            root=_unescape(fields[3]),
+            root=_root_in(origin) if kind in _ROOT_IN_SOURCE else _unescape(fields[3]),
             mountpoint=_unescape(fields[4]),
             is_read_only=is_mounted_read_only or b"ro" in super_options.split(b","),
             is_mounted_read_only=is_mounted_read_only,
-            fs_type=_unescape(fs_type),
-            source=_unescape(source),
+            fs_type=kind,
+            source=origin,
             is_shared=any(field.startswith(b"shared:") for field in fields[6:end_of_optional]),
         )
 
@@ -78,6 +83,11 @@ def mount_at(mounts: Iterable[Mount], mountpoint: str) -> Mount | None:
         if mount.mountpoint == mountpoint:
             found = mount
     return found
+
+
+def _root_in(source: str) -> str:
+    """The path in `server:/path`; the server, which may be an IPv6 address in brackets, has no slash."""
+    return f"/{source.partition(':/')[2]}"
 
 
 def _unescape(field: bytes) -> str:

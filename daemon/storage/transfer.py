@@ -2,8 +2,8 @@
 
 What a killed process can leave behind is a file named `.brokervol-*.part`, which no listing shows and no path can
 name. Where the file system has no nameless files (NFS, older overlayfs) it can at any moment of an upload,
-elsewhere only between the two system calls that replace a file. Nothing here removes it later: in a directory that
-several hosts share, it cannot be told from the file of an upload that is going on.
+elsewhere only between the two system calls that replace a file. In a directory that several hosts share it cannot
+be told from the file of an upload that is going on; only who finds its token in the journal knows.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def write_link(parent: Directory, name: str, destination: str, *, overwrite: boo
     except FileExistsError:
         if not overwrite:
             raise
-        temporary = _temporary_name()
+        temporary = temporary_name()
         with _removed_on_failure(parent, temporary):
             os.symlink(destination, temporary, dir_fd=parent.fd)
             publish(parent, temporary, parent, name, overwrite=True)
@@ -91,18 +91,12 @@ def refuse_same_file(parent: Directory, name: str, source: os.stat_result) -> No
             raise AlreadyExists(f"local_path is the file itself: {quoted(name)}")
 
 
-def copy_contents(source: int, target: int) -> int:
-    """Copy all of `source` into the empty file `target` in the kernel, holes kept as holes.
-
-    What is appended to the source meanwhile is not copied.
-
-    Returns:
-        The size in bytes.
+def copy_contents(source: int, target: int, size: int) -> None:
+    """Copy the first `size` bytes of `source` into the empty file `target` in the kernel, holes kept as holes.
 
     Raises:
-        InvalidPath: the source was cut short meanwhile.
+        InvalidPath: the source is shorter.
     """
-    size = os.fstat(source).st_size
     end = 0
     for start, end in _data(source, size):
         _copy_range(source, target, start, end)
@@ -110,7 +104,6 @@ def copy_contents(source: int, target: int) -> int:
         os.ftruncate(target, size)
     if os.fstat(source).st_size < size:  # else what was cut off would pass for a hole
         raise InvalidPath(CUT_SHORT)
-    return size
 
 
 def _data(source: int, size: int) -> Iterator[tuple[int, int]]:
@@ -153,15 +146,21 @@ class Unfinished:
         fd: descriptor for writing it, mode 0600.
     """
 
-    def __init__(self, parent: Directory) -> None:
+    def __init__(self, parent: Directory, token: str = "") -> None:
+        """Make it.
+
+        Args:
+            token: what the temporary name is made of, if there is one; see `temporary_name`.
+        """
         self._parent = parent
+        self._token = token
         self._name = ""
         try:
             self.fd = os.open(".", os.O_WRONLY | os.O_TMPFILE, 0o600, dir_fd=parent.fd)
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise
-            self._name = _temporary_name()
+            self._name = temporary_name(token)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             self.fd = os.open(self._name, flags, 0o600, dir_fd=parent.fd)
 
@@ -178,7 +177,7 @@ class Unfinished:
                 if not self._name or error.errno not in _NO_HARD_LINKS:
                     raise
         if not self._name:
-            self._name = _temporary_name()
+            self._name = temporary_name(self._token)
             linux.link(self.fd, self._name, dir_fd=self._parent.fd)
         publish(self._parent, self._name, self._parent, name, overwrite=overwrite)
         self._name = ""
@@ -200,8 +199,9 @@ def _removed_on_failure(parent: Directory, name: str) -> Iterator[None]:
         raise
 
 
-def _temporary_name() -> str:
-    return f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.part"
+def temporary_name(token: str = "") -> str:
+    """The name of an unfinished file. `token` is unique and of letters and digits; random if left out."""
+    return f"{TEMPORARY_PREFIX}{token or secrets.token_hex(8)}.part"
 
 
 def _remove_quietly(parent: Directory, name: str) -> None:

@@ -4,18 +4,43 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sqlite3
 from collections.abc import Generator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from storage.brokers.broker import Broker, FileDetails, FileDownload, FileMove, FileUpload
+from storage.brokers.broker import (
+    Broker,
+    Content,
+    FileDetails,
+    FileDownload,
+    FileMove,
+    FileUpload,
+    Readable,
+    Written,
+)
 from storage.brokers.exceptions import InvalidBrokerConfiguration
 from storage.brokers.local import open_local, write_local
 from storage.configuration.warnings import ValidationWarning
-from storage.exceptions import AlreadyExists, BackendUnavailable, MissingFile
+from storage.exceptions import AlreadyExists, BackendUnavailable, FileChanged, MissingFile
 from storage.files import check_file_path
 from storage.models import ScaleFile
 from storage.os_errors import quoted
+
+_BLOCK_BYTES = 1 << 20
+
+
+class HeldContent(Content):
+    """Content that is in memory, as files of this broker are small."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(len(content), hashlib.sha256(content).hexdigest(), None)
+        self.content = content
+
+    def read(self, start: int, length: int) -> Generator[bytes, None, None]:
+        for offset in range(start, start + length, _BLOCK_BYTES):
+            yield self.content[offset : min(offset + _BLOCK_BYTES, start + length)]
 
 
 class SqliteBroker(Broker):
@@ -75,6 +100,31 @@ class SqliteBroker(Broker):
                 file.file_size = found[0][0] if found else file.file_size
                 file.set_deleted()
                 file.save()
+
+    def open_file(self, volume_path: str | None, file: ScaleFile) -> HeldContent:
+        return HeldContent(self._only("SELECT content FROM file WHERE path = ?", file.file_path))
+
+    def write_file(
+        self, volume_path: str | None, file: ScaleFile, source: Readable, *, expected: str | None = None
+    ) -> Written:
+        found: HeldContent | None = None
+        with contextlib.suppress(MissingFile):
+            found = self.open_file(volume_path, file)
+        if found is not None and not self.overwrite:
+            raise AlreadyExists(f"there is a file of that name already: {quoted(file.file_path)}")
+        if expected is not None and (found is None or found.etag != expected):
+            raise FileChanged(f"{quoted(file.file_path)} is another version, or gone")
+        new = HeldContent(b"".join(iter(partial(source.read, _BLOCK_BYTES), b"")))
+        if expected is None or found is None:
+            insert = "INSERT OR REPLACE" if self.overwrite else "INSERT"
+            list(self._rows(f"{insert} INTO file VALUES (?, ?)", file.file_path, new.content))
+        else:
+            replace = "UPDATE file SET content = ? WHERE path = ? AND content = ? RETURNING 1"
+            if not list(self._rows(replace, new.content, file.file_path, found.content)):
+                raise FileChanged(f"{quoted(file.file_path)} has changed meanwhile")
+        file.file_size, file.is_deleted, file.deleted = new.size, False, None
+        file.save()
+        return Written(new.etag, is_new=found is None)
 
     def _only(self, statement: str, path: str, *values: str) -> Any:
         """What a statement answers of the file at `path`."""

@@ -89,7 +89,7 @@ class TestRecords(Suite):
         def fail(*_: object, **__: object) -> None:
             raise BackendUnavailable("the database is locked")
 
-        monkeypatch.setattr(records, "save_all", fail)
+        monkeypatch.setattr(records, "finish", fail)
         with pytest.raises(BackendUnavailable, match=r"'new': the file is changed, but not its record"):
             backend.upload("new")
         with pytest.raises(BackendUnavailable, match=r"'moved': the file is changed"):

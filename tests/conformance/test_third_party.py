@@ -17,15 +17,14 @@ from typing import Any, ClassVar
 
 import pytest
 
-from lab.namespaces import Host
 from lab.packages import EXAMPLE, install, install_example
-from lab.processes import Running, running
+from lab.plugin_host import PluginHost, plugin_host, sidecar_on
 from lab.sidecar import self_sidecar
 from lab.task import Identity, Task, ask
-from lab.volume_driver import DIES_WITH_THE_TESTS, VolumeDriver, driver_on
+from lab.volume_driver import driver_on
 from storage.brokers import factory
 from storage.brokers.broker import Broker
-from storage.mountinfo import Mount, mount_at
+from storage.mountinfo import Mount
 from storage.testing import TRAITS, Backend, BrokerSuite, Traits
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -198,65 +197,26 @@ USER = Identity(uid=1000, gid=1000)
 WS = "/v1/workspaces/scenes"
 
 
-class Plugin:
-    """Driver and sidecar on one host, as in the managed plugin, and tasks with volumes."""
-
-    def __init__(self, host: Host, driver: VolumeDriver, sidecar: Running) -> None:
-        self.host = host
-        self.driver = driver
-        self.sidecar = sidecar
-        self.database = f"{host.directory}/scenes.sqlite"
-        self._ids = iter(range(100))
-
-    def create(self, name: str, **options: str) -> None:
-        given = {"type": "sqlite", "database": self.database, **options}
-        self.driver.done("Create", Name=name, Opts=given)
-
-    def mount(self, name: str) -> str:
-        """What `docker run` does before the container starts; returns the Mount ID."""
-        mount_id = f"{next(self._ids):064}"
-        self.driver.mount(name, mount_id)
-        return mount_id
-
-    def task(self, *volumes: tuple[str, str, str], identity: Identity | None = None) -> Task:
-        """A task with volumes: (name, target, "ro" or "rw")."""
-        root = self.host.directory / f"task{next(self._ids)}"
-        for name in ("tmp", "dev"):
-            (self.host.files / root.name / name).mkdir(parents=True)
-        (self.host.files / root.name / "tmp").chmod(0o1777)
-        (self.host.files / root.name / "tmp/in").write_text("hello")
-        binds = [(Path(self.driver.mountpoint(name)), target, mode) for name, target, mode in volumes]
-        return Task(root, [self.socket, *binds], identity, self.host)
+class Plugin(PluginHost):
+    """A host whose volumes are databases of the example."""
 
     @property
-    def socket(self) -> tuple[Path, str, str]:
-        return self.host.directory / "root/sidecar", "/run/brokervol", "ro"
+    def database(self) -> str:
+        return f"{self.host.directory}/scenes.sqlite"
+
+    def create(self, name: str, **options: str) -> None:
+        super().create(name, **{"type": "sqlite", "database": self.database, **options})
 
     def token(self, name: str = "scenes") -> Mount:
-        """The mount of a volume as the driver's host has it."""
-        found = mount_at(self.host.mounts(), self.driver.mountpoint(name))
-        assert found is not None
-        return found
-
-
-def sidecar_on(host: Host) -> contextlib.AbstractContextManager[Running]:
-    root = f"{host.directory}/root"
-    command = [*host.entering, sys.executable, "-m", "sidecar", "--root", root]
-    return running(command, DIES_WITH_THE_TESTS, f"/proc/{host.pid}/root{root}/sidecar/broker.sock")
+        return super().token(name)
 
 
 @pytest.fixture
 def plugin(packages: Path, short_dir: Path) -> Iterator[Plugin]:
-    host = Host(short_dir / "host")
-    try:
-        with driver_on(host) as driver, sidecar_on(host) as sidecar:
-            plugin = Plugin(host, driver, sidecar)
-            plugin.create("scenes")
-            yield plugin
-            for log in (driver.process.log(), sidecar.log()):
-                assert "Traceback" not in log
-    finally:
-        host.close()
+    with plugin_host(short_dir) as found:
+        plugin = Plugin(found.host, found.driver, found.sidecar)
+        plugin.create("scenes")
+        yield plugin
 
 
 def outcomes(task: Task, workspace: str = WS) -> dict[str, str]:
@@ -307,7 +267,10 @@ def test_driver_defines_mounts_and_forgets_it(plugin: Plugin) -> None:
         ({"database": "relative"}, "the sqlite broker refuses the options: database is 'relative'; accepted is"),
         ({"databse": "/x"}, "an option is not accepted: 'databse' is not a key of an sqlite broker"),
         ({"read_only": "maybe"}, "option read_only='maybe' is not accepted"),
-        ({"type": "tape"}, "option type='tape' is not accepted: this version serves host, s3, sidecar and sqlite"),
+        (
+            {"type": "tape"},
+            "option type='tape' is not accepted: this version serves host, nfs, s3, sidecar and sqlite",
+        ),
     ],
 )
 def test_driver_refuses_its_wrong_options_with_a_sentence(

@@ -16,6 +16,7 @@ from storage.brokers.factory import get_broker
 from storage.catalog import Catalog
 from storage.exceptions import AlreadyExists, BackendUnavailable
 from storage.files import Directory, SelfView
+from storage.journal import Intent
 from storage.models import ScaleFile, use_catalog
 
 MANY = 200
@@ -29,6 +30,7 @@ class Place:
         self.workspace.mkdir()
         self.local.mkdir()
         self.volume_path = str(self.workspace)
+        self.database = f"sqlite:///{directory}/catalog.sqlite"
         self.broker: Broker = get_broker("host")
 
     def source(self, content: str) -> str:
@@ -117,27 +119,36 @@ class Witness(SelfView):
         return super().open_workspace(volume_path)
 
 
-class Wary:
+class Wary(Catalog):
     """A catalog that must not be used with somebody else's identity."""
 
-    def __init__(self, records: Catalog, witness: Witness) -> None:
-        self._records, self._witness = records, witness
-        self.saved = 0
+    def __init__(self, place: Place, witness: Witness) -> None:
+        super().__init__(place.database)
+        self._witness = witness
+        self.begun = self.saved = 0
 
-    def save_all(self, files: Sequence[ScaleFile]) -> None:
+    def begin(self, intents: Sequence[Intent]) -> None:
+        assert not self._witness.is_acting
+        self.begun += 1
+        super().begin(intents)
+
+    def finish(self, files: Sequence[ScaleFile], done: Sequence[Intent], dropped: Sequence[Intent]) -> None:
         assert not self._witness.is_acting
         self.saved += 1
-        self._records.save_all(files)
+        super().finish(files, done, dropped)
 
 
 def test_identity_and_transaction_are_taken_once_a_group(place: Place, records: Catalog) -> None:
     for operation, run in operations(place):
         place.broker.view = witness = Witness()
-        use_catalog(wary := Wary(records, witness))
+        use_catalog(wary := Wary(place, witness))
         run()
+        wary.close()
         groups = -(-MANY // 64)
-        assert (witness.acted, witness.opened) == (groups, groups)
-        assert wary.saved == (0 if operation == "download" else groups)
+        is_change = operation != "download"
+        # To look, to change, and to tidy up.
+        assert (witness.acted, witness.opened) == (3 * groups if is_change else groups, groups)
+        assert (wary.begun, wary.saved) == ((groups, groups) if is_change else (0, 0))
 
 
 def test_nothing_is_touched_without_a_catalog(place: Place) -> None:
@@ -156,13 +167,15 @@ def test_nothing_is_touched_without_a_catalog(place: Place) -> None:
 
 
 def test_files_are_whole_when_the_catalog_fails(place: Place) -> None:
-    class Failing:
-        def save_all(self, files: Sequence[ScaleFile]) -> None:
+    class Failing(Catalog):
+        def finish(self, files: Sequence[ScaleFile], *_: object) -> None:
             raise BackendUnavailable(f"the database is gone for {len(files)}")
 
-    use_catalog(Failing())
+    use_catalog(failing := Failing(place.database))
+    failing.upgrade()
     with pytest.raises(BackendUnavailable, match="the database is gone"):
         place.upload((place.source("one"), "a"), (place.source("two"), "b/c"))
+    failing.close()
     assert (place.read("a"), place.read("b/c")) == ("one", "two")
     assert sorted(os.listdir(place.workspace)) == ["a", "b"]
 

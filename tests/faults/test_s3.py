@@ -6,6 +6,7 @@ of a move is there unless the destination is complete. No unfinished local file 
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import threading
@@ -137,6 +138,14 @@ def upload(content: bytes, old: bytes | None) -> Operation:
     return prepare
 
 
+def write(content: bytes, old: bytes | None) -> Operation:
+    def prepare(stage: Stage) -> Prepared:
+        _, check = upload(content, old)(stage)
+        return lambda: stage.broker.write_file(None, file("f"), io.BytesIO(content)), check
+
+    return prepare
+
+
 def download(content: bytes, old: bytes | None) -> Operation:
     def prepare(stage: Stage) -> Prepared:
         stage.put("f", content)
@@ -197,6 +206,8 @@ def delete(stage: Stage) -> Prepared:
 OPERATIONS: dict[str, Operation] = {
     "upload": upload(NEW, OLD),
     "upload in parts": upload(LARGE, OLD),
+    "write": write(NEW, OLD),
+    "write in parts": write(LARGE, OLD),
     "download": download(NEW, OLD),
     "download in parts": download(LARGE, OLD),
     "move": move(OLD),
@@ -293,6 +304,22 @@ def test_a_part_that_cannot_be_fetched_leaves_the_old_file(stage: Stage, bulk: s
     with pytest.raises(BackendUnavailable):
         run()
     check(False)
+
+
+@pytest.mark.parametrize("fault", ["500", "lost answer", "cut short"])
+def test_a_part_that_is_read_is_asked_for_again(stage: Stage, bulk: str, fault: str) -> None:
+    stage.put("f", LARGE)
+    make_fault, _ = FAULTS[fault]
+    got = b""
+    with stage.broker.open_file(None, file("f")) as content:
+        stage.proxy.fail(make_fault(), method="GET", after=1)
+        assert b"".join(content.read(0, content.size)) == LARGE
+        stage.proxy.fail(make_fault(), method="GET", after=1, times=None)
+        with pytest.raises(BackendUnavailable, match="read 'f': "):
+            for block in content.read(0, content.size):
+                got += block
+    assert LARGE.startswith(got)
+    assert len(got) < len(LARGE)
 
 
 @pytest.mark.parametrize("overwrite", [True, False])

@@ -324,6 +324,12 @@ class FaultProxy:
         with self._lock:
             return [replace(request) for request in self._requests]
 
+    @property
+    def serving(self) -> int:
+        """How many connections are open."""
+        with self._lock:
+            return len(self._serving)
+
     def fail(
         self,
         fault: Fault,

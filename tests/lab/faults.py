@@ -24,7 +24,19 @@ from storage import linux
 # The calls that can fail, each a step. What a step does to names can be done although its answer is lost.
 CHANGES_OF_NAMES = frozenset(("link", "rename", "renameat2", "symlink", "unlink", "mkdir", "rmdir"))
 _CALLS_OF_OS = CHANGES_OF_NAMES | frozenset(
-    ("open", "fstat", "lseek", "copy_file_range", "pread", "pwrite", "ftruncate", "fchmod", "chmod", "fsync")
+    (
+        "open",
+        "fstat",
+        "lseek",
+        "copy_file_range",
+        "pread",
+        "pwrite",
+        "write",
+        "ftruncate",
+        "fchmod",
+        "chmod",
+        "fsync",
+    )
 )
 _CALLS_OF_LIBC = {"syscall": "openat2", "renameat2": "renameat2", "sync_file_range": "sync_file_range"}
 

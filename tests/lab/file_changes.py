@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import re
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from lab.faults import Fault, Kernel, descriptors
+from storage import journal
 from storage.brokers.broker import Broker, FileDownload, FileMove, FileUpload
 from storage.brokers.factory import get_broker
 from storage.catalog import Catalog, configure
 from storage.exceptions import StorageError
 from storage.files import TEMPORARY_PREFIX
+from storage.journal import Intent
 from storage.models import ScaleFile, use_catalog
 
 _BLOCK = 4096
+_OWNER = "lab"
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Batch:
     """An operation on some files.
 
     Attributes:
-        verb: "upload", "move", "delete" or "download".
+        verb: "upload", "write", "move", "delete" or "download".
         items: (from, to) of each: names in the workspace, or beside it those of local files.
         present: names of the workspace's files before it. Their content is "old" and the name.
         private: whether those have mode 0600.
@@ -44,7 +49,7 @@ class Batch:
     @property
     def paths(self) -> list[str]:
         """The workspace path that each item is known by."""
-        return [to if self.verb == "upload" else source for source, to in self.items]
+        return [to if self.verb in ("upload", "write") else source for source, to in self.items]
 
 
 _THREE_UPLOADS = (("one", "d/e/one"), ("two", "two"), ("three", "d/three"))
@@ -58,6 +63,9 @@ BATCHES = [
     Batch("upload without overwrite", "upload", (("one", "d/one"),), ("kept",), overwrite=False),
     Batch("three uploads", "upload", _THREE_UPLOADS, ("two", "d/three")),
     Batch("three uploads without overwrite", "upload", _THREE_UPLOADS, overwrite=False),
+    Batch("write new", "write", (("one", "d/e/one"),), ("kept",)),
+    Batch("write replacing", "write", (("one", "one"),), ("one",)),
+    Batch("write without overwrite", "write", (("one", "d/one"),), overwrite=False),
     Batch("move", "move", (("a", "b"),), ("a",)),
     Batch("move of a private file", "move", (("a", "b"),), ("a",), private=True),
     Batch("move replacing", "move", (("a", "b"),), ("a", "b")),
@@ -136,6 +144,10 @@ class World:
             case "upload":
                 uploads = [FileUpload(file, str(self._local / source)) for file, (source, _) in found]
                 self.broker.upload_files(self.volume_path, uploads)
+            case "write":
+                for file, (source, _) in found:
+                    arriving = io.BytesIO((self._local / source).read_bytes())
+                    self.broker.write_file(self.volume_path, file, arriving)
             case "move":
                 self.broker.move_files(self.volume_path, [FileMove(file, to) for file, (_, to) in found])
             case "delete":
@@ -174,6 +186,13 @@ class World:
     def _new(self, path: str) -> ScaleFile:
         return ScaleFile(file_path=path, workspace=self._name)
 
+    def recover(self, catalog: Catalog) -> int:
+        """Settle what killed processes left; how much stays open."""
+        return journal.recover(catalog, self.broker, self.volume_path, self._name)
+
+    def open_intents(self, catalog: Catalog) -> list[Intent]:
+        return catalog.journal.open_in(self._name, _OWNER, datetime.now(UTC))
+
 
 class Course:
     """The states that a batch leads through: after none of its items, after one, and so on to all."""
@@ -189,6 +208,12 @@ class Course:
         """
         assert state in self.states, f"neither the old nor the new: {state}"
         return self.states.index(state)
+
+    def settled(self, state: State) -> int:
+        """As `done`, but for directories that were made in vain: they may stay, empty."""
+        alike = [replace(known, directories=state.directories) for known in self.states]
+        assert state in alike, f"half done after recovery: {state}"
+        return alike.index(state)
 
     def recorded(self, state: State) -> int:
         """How many items are done for sure: those that are recorded, or for which there is nothing to record.
@@ -226,6 +251,7 @@ class Lab:
         self.url = f"sqlite:///{directory}/catalog.sqlite"
         self.catalog: Catalog = configure(self.url)
         self.is_nfs = is_nfs
+        journal.use_owner(_OWNER)
         self._directories = (directory / str(number) for number in itertools.count())
 
     def world(self, batch: Batch) -> World:
@@ -258,6 +284,7 @@ class Lab:
         if child == 0:
             try:
                 use_catalog(Catalog(self.url))
+                journal.use_owner(_OWNER)
                 with Kernel(Fault(step), self.is_nfs).in_place():
                     world.run()
             finally:

@@ -53,10 +53,14 @@ class Disk:
         finally:
             os.close(bystander)
 
-    def cut_power(self) -> None:
-        """Lose what is not on the disk. Afterwards it is plugged in again."""
+    def fail(self) -> None:
+        """Lose what is not on the disk, and answer nothing but errors from now on."""
         with self._root() as root:
             fcntl.ioctl(root, _SHUTDOWN, struct.pack("I", _WITHOUT_LOG_FLUSH))
+
+    def cut_power(self) -> None:
+        """Lose what is not on the disk. Afterwards it is plugged in again."""
+        self.fail()
         self.pull_out()
         self.plug_in()
 

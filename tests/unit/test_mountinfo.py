@@ -46,5 +46,21 @@ def test_the_same_directory_is_recognised_and_a_neighbour_is_not() -> None:
     assert not space.shows_same_as(other)
 
 
+NFS = rb"""50 22 0:60 / /data/volumes/a rw shared:5 - nfs4 nas:/imagery rw,vers=4.2
+51 22 0:60 / /container/sub rw - nfs4 nas:/imagery/sub rw,vers=4.2
+52 22 0:60 / /container/whole ro - nfs4 nas:/imagery rw,vers=4.2
+53 22 0:61 / /six rw - nfs [fd00::1]:/with\040space rw,vers=3
+54 22 0:62 / /top rw - nfs4 nas:/ rw,vers=4.2
+"""
+
+
+def test_of_nfs_the_source_says_which_directory_is_mounted() -> None:
+    """The kernel's nfs_show_path() is `/` for all of them: taken for the root, a part would be the whole."""
+    volume, part, whole, six, top = parse_mounts(NFS.splitlines())
+    assert [mount.root for mount in (volume, part, six, top)] == ["/imagery", "/imagery/sub", "/with space", "/"]
+    assert volume.shows_same_as(whole)
+    assert not volume.shows_same_as(part)
+
+
 def test_the_real_table_has_a_root() -> None:
     assert mount_at(read_mounts(), "/") is not None

@@ -6,26 +6,31 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from storage import linux
+from storage.brokers._content import Arrival, Arriving, FileContent
 from storage.brokers._group import Change, Group, Item, directory_of, groups_of
+from storage.brokers._look_back import verdict_on
 from storage.brokers._uploads import Upload, Uploading
 from storage.brokers.broker import (
     Broker,
+    Content,
     FileDetails,
     FileDownload,
     FileMove,
     FileUpload,
+    Readable,
     Selection,
+    Written,
     path_order,
 )
-from storage.exceptions import InvalidPath, MissingFile
+from storage.exceptions import InvalidPath, MissingFile, StorageError
 from storage.files import (
     FILE_MODE,
     TEMPORARY_PREFIX,
@@ -35,6 +40,7 @@ from storage.files import (
     check_prefix,
     is_gone,
 )
+from storage.journal import Intent, KeyedItem, Verdict, identity_of, intent_of
 from storage.models import ScaleFile, check_storable, require_catalog
 from storage.os_errors import os_errors, quoted
 from storage.transfer import publish, refuse_directory, refuse_same_file, write_link
@@ -42,6 +48,8 @@ from storage.transfer import publish, refuse_directory, refuse_same_file, write_
 
 class FilesystemBroker(Broker):
     """A broker whose workspace is a directory mounted at `volume_path`."""
+
+    keeps_journal = True
 
     def list_files(self, volume_path: str | None, recursive: bool) -> Generator[FileDetails, None, None]:
         yield from self.list_under(volume_path, recursive, "")
@@ -100,8 +108,8 @@ class FilesystemBroker(Broker):
     def upload_files(self, volume_path: str | None, file_uploads: Sequence[FileUpload]) -> None:
         require_catalog()
         for group in groups_of([Upload(upload.file, upload.local_path) for upload in file_uploads]):
-            with self._changing(group, volume_path):
-                uploading = Uploading(group, self.view, overwrite=self.overwrite)
+            uploading = Uploading(group, self.view, overwrite=self.overwrite)
+            with self._journaled(group, volume_path, uploading.look), self.view.acting():
                 group.each(uploading.write)
                 group.each(uploading.sync)
                 group.each(uploading.publish)
@@ -111,7 +119,7 @@ class FilesystemBroker(Broker):
     def move_files(self, volume_path: str | None, file_moves: Sequence[FileMove]) -> None:
         require_catalog()
         for group in groups_of([_Move(move.file, move.new_path) for move in file_moves]):
-            with self._changing(group, volume_path):
+            with self._journaled(group, volume_path, partial(_look_at_source, group)), self.view.acting():
                 group.each(partial(self._rename, group))
                 group.each(group.sync_directories)
             group.record()
@@ -120,10 +128,42 @@ class FilesystemBroker(Broker):
         if update_model:
             require_catalog()
         for group in groups_of([_Deletion(file, update_model) for file in files]):
-            with self._changing(group, volume_path):
+            with self._journaled(group, volume_path, partial(_look_at_deleted, group)), self.view.acting():
                 group.each(partial(_remove, group))
                 group.each(group.sync_directories)
             group.record()
+
+    def open_file(self, volume_path: str | None, file: ScaleFile) -> Content:
+        path = file.file_path
+        check_file_path(path)
+        with self._workspace("read", path, volume_path) as (workspace, _):
+            _regular_file(workspace, path)
+            return FileContent(workspace.open_regular(path), path)
+
+    def write_file(
+        self, volume_path: str | None, file: ScaleFile, source: Readable, *, expected: str | None = None
+    ) -> Written:
+        require_catalog()
+        arrival = Arrival(file, source, expected)
+        group = Group([arrival])
+        arriving = Arriving(group, self.view, overwrite=self.overwrite)
+        with self._journaled(group, volume_path, arriving.examine):
+            with self.view.acting():
+                group.each(arriving.begin)
+            group.each(arriving.receive)
+            group.each(arriving.tell_size)
+            with self.view.acting():
+                for step in (arriving.finish, arriving.sync, arriving.take_place, group.sync_directories):
+                    group.each(step)
+        group.record()
+        return Written(arrival.etag, arrival.is_new)
+
+    def look_back(self, volume_path: str | None, intents: Sequence[Intent]) -> list[Verdict | StorageError]:
+        try:
+            with self._workspace("look at", "the workspace", volume_path) as (workspace, _):
+                return [verdict_on(workspace, intent) for intent in intents]
+        except StorageError as error:
+            return [error] * len(intents)
 
     def get_file_system_paths(self, volume_path: str | None, files: Sequence[ScaleFile]) -> list[str] | None:
         for file in files:
@@ -151,6 +191,27 @@ class FilesystemBroker(Broker):
         ):
             yield mounted_at
 
+    @contextmanager
+    def _journaled(
+        self, group: Group[Item], volume_path: str | None, look: Callable[[Item], None]
+    ) -> Iterator[None]:
+        """As `_changing`, after a look at what is there, and with the journal written.
+
+        The block is for steps that are each taken with the caller's identity.
+        """
+        mounted_at = _required(volume_path)
+        with os_errors(group.items[0].subject), contextlib.ExitStack() as stack:
+            with self.view.acting():
+                group.workspace = stack.enter_context(self.view.open_workspace(mounted_at))
+                stack.push(partial(self._leave, group))
+                group.look(look)
+            group.begin(self.keyed, overwrite=self.overwrite)
+            yield
+
+    def _leave(self, group: Group[Any], *failure: Any) -> None:
+        with self.view.leaving():
+            group.__exit__(*failure)
+
     def _link(self, workspace: Directory, mounted_at: str, download: _Download) -> None:
         path, local_path = download.file.file_path, download.local_path
         check_file_path(path)
@@ -162,11 +223,6 @@ class FilesystemBroker(Broker):
 
     def _rename(self, group: Group[_Move], move: _Move) -> None:
         path, new_path = move.file.file_path, move.new_path
-        check_file_path(path)
-        check_file_path(new_path, "new_path")
-        check_storable(move.file)
-        if any(earlier.file is move.file for earlier in group.earlier):
-            group.end_before_this()  # its path will be another then
         with _opened(group, path) as (moved, found):
             move.size = found.st_size
             if new_path == path:
@@ -175,7 +231,7 @@ class FilesystemBroker(Broker):
             parent, new = group.parent(new_path, create=True)
             refuse_directory(parent, new)
             old_parent.refuse_mountpoint(old)
-            with _given_mode(moved, found):
+            with _given_mode(moved, found), move.changing():
                 publish(old_parent, old, parent, new, overwrite=self.overwrite)
         move.directories += directory_of(new_path), directory_of(path)
 
@@ -191,6 +247,11 @@ class _Move(Change):
     operation = "move"
     new_path: str
 
+    def plan(self, item: KeyedItem | None, *, overwrite: bool) -> Intent:
+        intent = intent_of("move", self.file, self.new_path, item=item)
+        intent.before, intent.overwrite = self.before, overwrite
+        return intent
+
     def record(self) -> ScaleFile:
         self.file.file_path, self.file.file_size = self.new_path, self.size
         self.file.file_name = os.path.basename(self.new_path)
@@ -201,6 +262,14 @@ class _Move(Change):
 class _Deletion(Change):
     operation = "delete"
     is_recorded: bool
+
+    def plan(self, item: KeyedItem | None, *, overwrite: bool) -> Intent | None:
+        del overwrite
+        if not self.is_recorded and item is None:
+            return None  # nobody would ask what became of it
+        intent = intent_of("delete", self.file, item=item)
+        intent.before, intent.is_recorded = self.before, self.is_recorded
+        return intent
 
     def record(self) -> ScaleFile | None:
         if not self.is_recorded or (self.size is None and self.file.id is None):
@@ -304,11 +373,30 @@ def _no_regular_file(path: str) -> MissingFile:
     return MissingFile(f"{quoted(path)} in the workspace is not a regular file")
 
 
-def _remove(group: Group[_Deletion], deletion: _Deletion) -> None:
+def _look_at_source(group: Group[_Move], move: _Move) -> None:
+    path, new_path = move.file.file_path, move.new_path
+    check_file_path(path)
+    check_file_path(new_path, "new_path")
+    check_storable(move.file)
+    group.take(path, new_path)
+    with _opened(group, path) as (_, found):
+        move.before = identity_of(found)
+
+
+def _look_at_deleted(group: Group[_Deletion], deletion: _Deletion) -> None:
     path = deletion.file.file_path
     check_file_path(path)
     if deletion.is_recorded:
         check_storable(deletion.file)
+    group.take(path)
+    deletion.before = None
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        parent, name = group.parent(path)
+        deletion.before = identity_of(parent.stat(name, follow=False))
+
+
+def _remove(group: Group[_Deletion], deletion: _Deletion) -> None:
+    path = deletion.file.file_path
     try:
         parent, name = group.parent(path)
         # Also if the file is gone already: whoever removed it may have been killed before this.
@@ -317,7 +405,8 @@ def _remove(group: Group[_Deletion], deletion: _Deletion) -> None:
         if stat.S_ISDIR(found.st_mode):
             raise InvalidPath(f"{quoted(path)} is a directory; only files are deleted")
         parent.refuse_mountpoint(name)
-        os.unlink(name, dir_fd=parent.fd)
+        with deletion.changing():
+            os.unlink(name, dir_fd=parent.fd)
         deletion.size = found.st_size
     except OSError as error:
         if not is_gone(error):

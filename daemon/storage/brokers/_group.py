@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
+from storage import journal
+from storage.exceptions import BackendUnavailable
 from storage.files import Directory
-from storage.models import ScaleFile, save_changed
+from storage.journal import Identity, Intent, KeyedItem
+from storage.models import ScaleFile
 from storage.os_errors import quoted, translate
-from storage.transfer import Unfinished
 
 # Bounds the descriptors that a call holds: each file of a group has at most two, of itself and of its directory,
 # or of two directories.
@@ -25,17 +30,42 @@ class Change:
         operation: its verb, for errors.
         size: the file's in bytes, once known.
         directories: paths of those in which a name was changed, once it was.
+        before: what was at the path when it was looked at.
+        intent: its place in the journal, where it has one.
+        is_changed: whether a name was changed, or perhaps was.
     """
 
     file: ScaleFile
     operation: ClassVar[str]
     size: int | None = field(default=None, init=False)
     directories: list[str] = field(default_factory=list, init=False)
+    before: Identity | None = field(default=None, init=False)
+    intent: Intent | None = field(default=None, init=False)
+    is_changed: bool = field(default=False, init=False)
 
     @property
     def subject(self) -> str:
         """Operation and object, for errors."""
         return f"{self.operation} {quoted(self.file.file_path)}"
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Around the one step that changes names. A server that fails in it leaves open whether it did it."""
+        try:
+            yield
+        except OSError as error:
+            self.is_changed = isinstance(translate(error, self.subject), BackendUnavailable)
+            raise
+        self.is_changed = True
+
+    def plan(self, item: KeyedItem | None, *, overwrite: bool) -> Intent | None:
+        """What is written into the journal before it is done; None for nothing.
+
+        Args:
+            item: of what request with an idempotency key it is.
+        """
+        del item, overwrite
+        return None
 
     def record(self) -> ScaleFile | None:
         """The model, changed to what was done; None if there is nothing to save."""
@@ -45,6 +75,10 @@ class Change:
 Item = TypeVar("Item", bound=Change)
 
 
+class Closes(Protocol):
+    def close(self) -> None: ...
+
+
 class EndOfGroup(Exception):
     """Raised in a step for an item that must find those before it done: it will begin the next group."""
 
@@ -52,9 +86,10 @@ class EndOfGroup(Exception):
 class Group(Generic[Item]):
     """Some changes of a batch, which become durable and are recorded together.
 
-    Each step is taken with all items, in order, before the next step begins. An item that fails at a step leaves
-    the group together with all after it, and the steps that follow are taken with those before it. So in the end
-    `items` are done, as if one after another. Steps are taken inside the group's block.
+    First it is looked what is there (`look`), then it is written down what will be done (`begin`). Then each step
+    is taken with all items, in order, before the next step begins. An item that fails at a step leaves the group
+    together with all after it, and the steps that follow are taken with those before it. So in the end `items` are
+    done, as if one after another. Steps are taken inside the group's block.
 
     Attributes:
         workspace: the open directory that all paths are in. Set before the block begins.
@@ -68,10 +103,13 @@ class Group(Generic[Item]):
     def __init__(self, items: Sequence[Item]) -> None:
         self.items = list(items)
         self.failure: Exception | None = None
-        self.held: list[Directory | Unfinished] = []
+        self.held: list[Closes] = []
+        self._all = list(items)
         self._at = 0
+        self._taken: set[object] = set()
         self._is_whole = True
         self._directories: dict[str, Directory] = {}
+        self._identities: dict[str, tuple[int, int]] = {}
         self._made: list[str] = []
         self._synced: set[str] = set()
 
@@ -81,10 +119,62 @@ class Group(Generic[Item]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for held in reversed(self.held):
-            held.close()
+        while self.held:
+            self.held.pop().close()
         if not self._is_whole or error is not None:
             self.workspace.remove_directories(self._made)  # those that are empty
+        if error is not None:  # nobody will record what is done
+            journal.abandon([item.intent for item in self._all if item.intent])
+
+    def look(self, step: Callable[[Item], None]) -> None:
+        """Take the step that comes before `begin`. An item that fails in it begins the next group, to fail there.
+
+        So none of a group depends on what an earlier one of it will do.
+        """
+        for number, item in enumerate(self.items):
+            self._at = number
+            try:
+                step(item)
+            except Exception as error:
+                if number == 0:
+                    self.failure = _told(error, item)
+                del self.items[number:]
+        self._all = list(self.items)
+
+    def take(self, *paths: str) -> None:
+        """End the group before the item at work if an earlier one touches one of these paths, by whatever name.
+
+        Of one path no two things must be under way: what became of them could not be told apart.
+        """
+        keys: set[object] = set(paths)
+        for path in paths:
+            with contextlib.suppress(OSError):
+                keys.add(self._place(path))
+        if not self._taken.isdisjoint(keys):
+            self.end_before_this()
+        self._taken |= keys
+
+    def _place(self, path: str) -> tuple[int, int, str]:
+        """What is the same for all paths that lead to one name in one directory."""
+        head, _, name = path.rpartition("/")
+        found = self._identities.get(head)
+        if found is None:
+            status = os.fstat(self.parent(path)[0].fd)
+            found = self._identities[head] = status.st_dev, status.st_ino
+        return *found, name
+
+    def begin(self, keyed: Mapping[int, KeyedItem], *, overwrite: bool) -> None:
+        """Write down what will be done with the items; outside of the caller's identity.
+
+        Args:
+            keyed: see `Broker.keyed`.
+
+        Raises:
+            BackendUnavailable: the catalog cannot be used now; nothing is changed then.
+        """
+        for item in self.items:
+            item.intent = item.plan(keyed.get(id(item.file)), overwrite=overwrite)
+        journal.begin([item.intent for item in self.items if item.intent])
 
     def each(self, step: Callable[[Item], None]) -> None:
         """Take a step with every item that is still in the group."""
@@ -101,11 +191,6 @@ class Group(Generic[Item]):
     def _cut(self, number: int) -> None:
         del self.items[number:]
         self._is_whole = False
-
-    @property
-    def earlier(self) -> Sequence[Item]:
-        """The items before the one at work."""
-        return self.items[: self._at]
 
     def end_before_this(self) -> None:
         """End the group before the item at work, unless it is the first."""
@@ -155,9 +240,16 @@ class Group(Generic[Item]):
             path = directory_of(path)  # a new directory's own name is there
 
     def record(self) -> None:
-        """Save the models of what is done, in one transaction, then raise what failed. Call when no more open."""
+        """Save the models of what is done, in one transaction, then raise what failed. Call when no more open.
+
+        What changed names and is not done stays in the journal, and so does all if the catalog fails.
+        """
         saved = [model for item in self.items if (model := item.record()) is not None]
-        save_changed(saved)
+        done = [item.intent for item in self.items if item.intent]
+        others = [item for item in self._all[len(self.items) :] if item.intent]
+        kept = [item.intent for item in others if item.intent and item.is_changed]
+        dropped = [item.intent for item in others if item.intent and not item.is_changed]
+        journal.finish(saved, done, dropped, kept)
         if self.failure is not None:
             raise self.failure
 

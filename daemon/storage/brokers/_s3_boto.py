@@ -8,10 +8,12 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
@@ -23,13 +25,17 @@ from botocore.config import Config
 from botocore.loaders import create_loader
 from botocore.session import Session as CoreSession
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
+from s3transfer.utils import S3_RETRYABLE_DOWNLOAD_ERRORS
 
-from storage.brokers._s3_objects import Found, Listed, Objects, Source
+from storage.brokers._s3_content import Stream
+from storage.brokers._s3_objects import Found, Listed, Objects, Source, Stored
 from storage.brokers._s3_settings import AccessKey, Endpoint, Settings
+from storage.brokers.broker import Readable
 from storage.exceptions import (
     AlreadyExists,
     BackendUnavailable,
     ExpiredCredentials,
+    FileChanged,
     InvalidCredentials,
     InvalidPath,
     MissingBucket,
@@ -74,6 +80,7 @@ _LARGE_AT_ONCE = 2
 LARGEST_COPY_BYTES = 5 * 1024**3
 
 _KEYS_A_DELETE = 1000
+_BODY_ATTEMPTS = 3
 
 # XML cannot hold these characters, and with them a key cannot be named in a DeleteObjects.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -133,8 +140,8 @@ class BotoObjects(Objects):
                 not self._bucket.endswith("--x-s3") and "seaweed" not in _server(connection, self._bucket).lower()
             )
 
-    def head(self, key: str, *, with_class: bool = False) -> Found:
-        del with_class
+    def head(self, key: str, *, with_all: bool = False) -> Found:
+        del with_all
         with self._asking() as connection:
             try:
                 found = connection.client.head_object(Bucket=self._bucket, Key=key)
@@ -148,14 +155,14 @@ class BotoObjects(Objects):
                 if is_missing:
                     raise MissingFile("there is no such object in the bucket") from error
                 raise
-        return Found(found["ContentLength"], found.get("ETag", "").strip('"'), found.get("StorageClass"))
+        return _found(found)
 
     def _explain(self, connection: Connection) -> None:
         """Raise what is behind a failed HEAD, whose answer cannot say: a missing bucket, wrong credentials."""
         connection.client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
 
     def put(self, key: str, source: Source, *, overwrite: bool) -> None:
-        options = {**self._storing, **_given(ContentType=source.media_type or None)}
+        options = {**self._storing, **_given(ContentType=source.media_type or None), **_stamped(source.stamp)}
         with self._asking() as connection:
             client = connection.client if overwrite else connection.creating
             with self._large if source.size > SMALL_BYTES else contextlib.nullcontext():
@@ -177,10 +184,52 @@ class BotoObjects(Objects):
                 raise
             return file.seek(0, os.SEEK_END)
 
-    def copy(self, key: str, found: Found, new_key: str, *, overwrite: bool) -> None:
+    def read(self, key: str, etag: str, start: int, end: int) -> bytes | memoryview:
+        wanted: Any = {"Range": f"bytes={start}-{end - 1}", "IfMatch": f'"{etag}"'}
+        with self._asking() as connection:
+            try:
+                content = _read_body(partial(connection.client.get_object, Bucket=self._bucket, Key=key, **wanted))
+            except sdk.ClientError as error:
+                if _status(error) in (404, 412, 416):
+                    raise BackendUnavailable("the object was replaced while it was read") from error
+                raise
+        if len(content) != end - start:
+            raise BackendUnavailable(f"the service sent {len(content)} bytes instead of {end - start}")
+        return content
+
+    def put_stream(
+        self,
+        key: str,
+        source: Readable,
+        media_type: str,
+        *,
+        overwrite: bool,
+        expected: str | None,
+        stamp: str = "",
+    ) -> Stored:
+        stream = Stream(self._asking, {"Bucket": self._bucket, "Key": key}, source)
+        options = {**self._storing, **_given(ContentType=media_type or None), **_stamped(stamp)}
+        condition = _given(
+            IfNoneMatch=None if overwrite else "*", IfMatch=None if expected is None else f'"{expected}"'
+        )
+        try:
+            return stream.store(options, condition, before_end=partial(self._refuse_other_version, key, expected))
+        except (AlreadyExists, MissingFile) as error:
+            if expected is None:
+                raise
+            raise FileChanged("what is there is another version now, or gone") from error
+
+    def _refuse_other_version(self, key: str, expected: str | None) -> None:
+        """For services that know no conditional writes."""
+        if expected is not None and self.head(key).etag != expected:
+            raise FileChanged("what is there is another version now")
+
+    def copy(self, key: str, found: Found, new_key: str, *, overwrite: bool, stamp: str = "") -> None:
         with self._asking() as connection:
             client = connection.client if overwrite else connection.creating
             storing = _given(StorageClass=found.storage_class) | self._storing
+            if not (found.stamp or found.digest):
+                storing |= self._retold(connection, key, stamp)
             if not overwrite:  # not every S3 service knows conditional copies
                 self._refuse_present(new_key)
             origin: Any = {"Bucket": self._bucket, "Key": key}
@@ -197,15 +246,41 @@ class BotoObjects(Objects):
 
     def _copy_in_parts(self, client: S3Client, origin: Any, new_key: str, storing: Mapping[str, Any]) -> None:
         """As s3transfer does it; what it does not take along of the object's properties is given to it."""
-        about = client.head_object(**origin)
-        kept = {name: about[name] for name in _KEPT if name in about}  # type: ignore[literal-required]
+        kept = _kept(client.head_object(**origin))
         transfer = TransferConfig(multipart_threshold=LARGEST_COPY_BYTES, multipart_chunksize=_COPY_PART_BYTES)
-        client.copy(origin, self._bucket, new_key, {**kept, **storing}, Config=transfer)
+        told = {name: value for name, value in storing.items() if name != "MetadataDirective"}
+        client.copy(origin, self._bucket, new_key, {**kept, **told}, Config=transfer)
+
+    def _retold(self, connection: Connection, key: str, stamp: str) -> dict[str, Any]:
+        """All properties of the object at `key`, for a copy that has this stamp beside them."""
+        kept = _kept(connection.client.head_object(Bucket=self._bucket, Key=key))
+        return {**kept, "Metadata": {**kept.get("Metadata", {}), STAMP: stamp}, "MetadataDirective": "REPLACE"}
 
     def _refuse_present(self, key: str) -> None:
         with contextlib.suppress(MissingFile):
             self.head(key)
             raise AlreadyExists("an object of this name is already there")
+
+    def abort_uploads(self, key: str, since: datetime, *, idle_s: float) -> None:
+        place: Any = {"Bucket": self._bucket, "Key": key}
+        with self._asking() as connection:
+            client = connection.client
+            pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=key)
+            for page in pages:
+                behind = datetime.now(UTC) - _service_time(page)  # of the service's clock
+                for begun in page.get("Uploads", ()):
+                    if begun["Key"] != key or begun["Initiated"] + behind < since - _CLOCK_STEP:
+                        continue
+                    upload = {**place, "UploadId": begun["UploadId"]}
+                    if idle_s:
+                        self._refuse_active(client, upload, _service_time(page) - timedelta(seconds=idle_s), begun)
+                    client.abort_multipart_upload(**upload)
+
+    def _refuse_active(self, client: S3Client, upload: Any, since: datetime, begun: Any) -> None:
+        pages = client.get_paginator("list_parts").paginate(**upload)
+        times = [part["LastModified"] for page in pages for part in page.get("Parts", ())]
+        if max(times, default=begun["Initiated"]) > since:
+            raise BackendUnavailable("another host may be at it")
 
     def delete(self, keys: Sequence[str]) -> dict[str, StorageError]:
         failed: dict[str, StorageError] = {}
@@ -316,6 +391,14 @@ def _listing(body: bytes) -> tuple[list[Listed], str | None]:
     return listed, root.findtext(f"{space}NextContinuationToken")
 
 
+def _read_body(get: Callable[[], Mapping[str, Any]]) -> bytes:
+    """The body of what `get` answers. One cut short is asked for again: botocore does that for heads only."""
+    for _ in range(_BODY_ATTEMPTS - 1):
+        with contextlib.suppress(*S3_RETRYABLE_DOWNLOAD_ERRORS):
+            return bytes(get()["Body"].read())
+    return bytes(get()["Body"].read())
+
+
 def read_all(source: Source) -> bytes:
     """The content of a small source; raises InvalidPath where it has become shorter than it was."""
     return _File(source).read()
@@ -360,6 +443,44 @@ class _File(io.RawIOBase):
         while view:
             view = view[self.readinto(view) :]
         return bytes(content)
+
+
+# Of an object's metadata, the stamp: it tells after a crash whether an object is the one that was being stored.
+STAMP = "brokervol-upload"
+
+# Clocks are told to the second.
+_CLOCK_STEP = timedelta(seconds=2)
+_MD5 = re.compile("[0-9a-f]{32}")
+
+
+def _stamped(stamp: str) -> dict[str, Any]:
+    return {"Metadata": {STAMP: stamp}} if stamp else {}
+
+
+def _found(answer: Any) -> Found:
+    etag = answer.get("ETag", "").strip('"')
+    # With a customer's key, the tag of the same content is another one each time.
+    is_digest = _MD5.fullmatch(etag) and answer.get("ServerSideEncryption", "AES256") == "AES256"
+    modified = answer.get("LastModified")
+    return Found(
+        answer["ContentLength"],
+        etag,
+        answer.get("StorageClass"),
+        modified,
+        stamp=answer.get("Metadata", {}).get(STAMP, ""),
+        digest=etag if is_digest and "SSECustomerAlgorithm" not in answer else "",
+        age_s=(_service_time(answer) - modified).total_seconds() if modified else 0,
+    )
+
+
+def _service_time(answer: Any) -> datetime:
+    """The time by the service's clock, when it answered."""
+    told = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    return parsedate_to_datetime(told) if told else datetime.now(UTC)
+
+
+def _kept(answer: Any) -> dict[str, Any]:
+    return {name: answer[name] for name in _KEPT if name in answer}
 
 
 # Of an object's properties, those that a copy in parts must be told again.

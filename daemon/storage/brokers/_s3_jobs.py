@@ -9,15 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from storage.brokers._parallel import Job
-from storage.brokers._s3_objects import Objects, Source
+from storage.brokers._s3_objects import Found, Objects, Source
+from storage.brokers._s3_run import Planned, Run
 from storage.brokers.broker import FileDownload, FileMove, FileUpload
 from storage.exceptions import AlreadyExists, BackendUnavailable, MissingFile, StorageError
 from storage.files import FILE_MODE, Directory, FileView
 from storage.models import ScaleFile
 from storage.os_errors import os_errors, quoted
 from storage.transfer import Unfinished, refuse_directory, refuse_same_file, write_link
-
-Done = Callable[[ScaleFile], None]
 
 _NO_HEADER = re.compile(r"[^\x20-\x7e]")
 
@@ -48,7 +47,7 @@ class Downloading(Job):
             self._parent.sync()
 
     def close(self) -> None:
-        with self._view.acting():
+        with self._view.leaving():
             self._held.close()
 
 
@@ -76,25 +75,24 @@ class Uploading(Job):
     """An upload of a file that the caller's identity opened."""
 
     def __init__(
-        self, objects: Objects, view: FileView, upload: FileUpload, key: str, *, overwrite: bool, done: Done
+        self, objects: Objects, view: FileView, run: Run[FileUpload], planned: Planned[FileUpload], key: str
     ):
-        self._objects, self._key, self._overwrite, self._done = objects, key, overwrite, done
+        self._objects, self._key, self._run, self._planned = objects, key, run, planned
+        upload = planned.item
         self._file = upload.file
         self._subject = f"upload {quoted(upload.file.file_path)} from local_path {quoted(upload.local_path)}"
-        if _NO_HEADER.search(upload.file.media_type):
-            raise ValueError(f"media_type of file {quoted(upload.file.file_path)} must be printable ASCII for S3")
         with os_errors(self._subject), view.acting():
             fd = view.open_local(upload.local_path)
-        self._source = Source(fd, os.fstat(fd).st_size, upload.file.media_type)
+        self._source = Source(fd, os.fstat(fd).st_size, upload.file.media_type, planned.stamp)
 
     def work(self) -> None:
-        with about(self._subject):
-            self._objects.put(self._key, self._source, overwrite=self._overwrite)
+        with about(self._subject), self._planned.asking():
+            self._objects.put(self._key, self._source, overwrite=self._run.overwrite)
 
     def finish(self) -> None:
         self._file.file_size = self._source.size
         self._file.is_deleted, self._file.deleted = False, None
-        self._done(self._file)
+        self._run.done(self._planned, self._file)
 
     def close(self) -> None:
         os.close(self._source.fd)
@@ -104,35 +102,40 @@ class Copying(Job):
     """The first half of a move: a copy by the server, verified. The source is left for the broker to delete.
 
     Attributes:
+        planned: the move.
         key, new_key: of the source and of the copy.
     """
 
     def __init__(
         self,
         objects: Objects,
-        move: FileMove,
+        run: Run[FileMove],
+        planned: Planned[FileMove],
         keys: tuple[str, str],
-        *,
-        overwrite: bool,
         done: Callable[[Copying], None],
     ):
-        self._move, self._size = move, 0
+        self.planned = planned
+        self._move, self._size = planned.item, 0
         self.key, self.new_key = keys
-        self._subject = f"move {quoted(move.file.file_path)} to {quoted(move.new_path)}"
-        self._objects, self._overwrite, self._done = objects, overwrite, done
+        self._subject = f"move {quoted(self._move.file.file_path)} to {quoted(self._move.new_path)}"
+        self._objects, self._overwrite, self._done = objects, run.overwrite, done
 
     def work(self) -> None:
         with about(self._subject):
-            found = self._objects.head(self.key, with_class=True)
+            found = self._objects.head(self.key, with_all=True)
             self._size = found.size
-            if self.key == self.new_key:
-                return
-            self._objects.copy(self.key, found, self.new_key, overwrite=self._overwrite)
-            copied = self._objects.head(self.new_key)
-            if copied.size != found.size:
-                raise BackendUnavailable(
-                    f"the copy has {copied.size} bytes instead of {found.size}; the source is kept"
-                )
+            if self.key != self.new_key:
+                with self.planned.asking():
+                    self._copy(found)
+
+    def _copy(self, found: Found) -> None:
+        stamp = self.planned.stamp
+        self._objects.copy(self.key, found, self.new_key, overwrite=self._overwrite, stamp=stamp)
+        copied = self._objects.head(self.new_key)
+        if copied.size != found.size:
+            raise BackendUnavailable(
+                f"the copy has {copied.size} bytes instead of {found.size}; the source is kept"
+            )
 
     def finish(self) -> None:
         self._done(self)
@@ -146,6 +149,7 @@ class Copying(Job):
 
     def kept(self, error: StorageError) -> StorageError:
         """The error of the source's removal, with what it left. A copy that replaced nothing is taken away."""
+        self.planned.is_uncertain = isinstance(error, BackendUnavailable)
         left = "both are there"
         if not self._overwrite and not self._objects.delete([self.new_key]):
             left = "the copy was removed again"
@@ -156,15 +160,22 @@ class Looking(Job):
     """Finds out, where asked, whether an object is there, before the broker deletes it.
 
     Attributes:
+        planned: the deletion.
         is_there: true also where it was not asked.
     """
 
     def __init__(
-        self, objects: Objects, file: ScaleFile, key: str, *, is_asked: bool, done: Callable[[Looking], None]
+        self,
+        objects: Objects,
+        planned: Planned[ScaleFile],
+        key: str,
+        *,
+        is_asked: bool,
+        done: Callable[[Looking], None],
     ):
-        self.key, self.is_there = key, True
-        self._objects, self._file, self._is_asked, self._done = objects, file, is_asked, done
-        self._size = file.file_size
+        self.planned, self.key, self.is_there = planned, key, True
+        self._objects, self._file, self._is_asked, self._done = objects, planned.item, is_asked, done
+        self._size = self._file.file_size
 
     def work(self) -> None:
         if self._is_asked:
@@ -185,7 +196,18 @@ class Looking(Job):
 
     def kept(self, error: StorageError) -> StorageError:
         """The error of the deletion, with what it is about."""
+        self.planned.is_uncertain = isinstance(error, BackendUnavailable)
         return type(error)(f"delete {quoted(self._file.file_path)}: {error}")
+
+
+def check_media_type(file: ScaleFile) -> None:
+    """Refuse a media type that cannot be a header.
+
+    Raises:
+        ValueError: saying so.
+    """
+    if _NO_HEADER.search(file.media_type):
+        raise ValueError(f"media_type of file {quoted(file.file_path)} must be printable ASCII for S3")
 
 
 @contextmanager

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from datetime import datetime
 from typing import NamedTuple, Protocol
 
+from storage.brokers.broker import Readable
 from storage.exceptions import StorageError
 
 
 class Found(NamedTuple):
-    """What the bucket says of an object: size in bytes, entity tag, and its storage class if asked for."""
+    """What the bucket says of an object: size in bytes, entity tag, its time, and if asked for, the rest.
+
+    Attributes:
+        stamp: the one that it was stored with; a copy has it, too.
+        digest: of the content, where the entity tag is one; else empty.
+        age_s: seconds since the object was made, by the service's own clock.
+    """
 
     size: int
     etag: str
     storage_class: str | None = None
+    modified: datetime | None = None
+    stamp: str = ""
+    digest: str = ""
+    age_s: float = 0
+
+
+class Stored(NamedTuple):
+    """What has become of a stream: size in bytes and entity tag of the object."""
+
+    size: int
+    etag: str
 
 
 class Listed(NamedTuple):
@@ -24,11 +43,16 @@ class Listed(NamedTuple):
 
 
 class Source(NamedTuple):
-    """An open file whose first `size` bytes are to be stored. Closed by who opened it."""
+    """An open file whose first `size` bytes are to be stored. Closed by who opened it.
+
+    Attributes:
+        stamp: unique, to know the object by; empty for none.
+    """
 
     fd: int
     size: int
     media_type: str
+    stamp: str = ""
 
 
 class Objects(Protocol):
@@ -51,8 +75,8 @@ class Objects(Protocol):
     def is_ordered(self) -> bool:
         """Whether listings are in the order of the keys' bytes, so that one can begin in the middle."""
 
-    def head(self, key: str, *, with_class: bool = False) -> Found:
-        """The object at `key`, with its storage class only if asked for: that costs more.
+    def head(self, key: str, *, with_all: bool = False) -> Found:
+        """The object at `key`, with all that is known of it only if asked for: that costs more.
 
         Raises:
             MissingFile: there is none.
@@ -73,13 +97,46 @@ class Objects(Protocol):
             MissingFile: there is none.
         """
 
-    def copy(self, key: str, found: Found, new_key: str, *, overwrite: bool) -> None:
-        """Copy the object at `key`, which is the one `found`, within the bucket, by the server.
+    def read(self, key: str, etag: str, start: int, end: int) -> bytes | memoryview:
+        """The bytes of the object at `key` from `start` to before `end`, all within its size.
 
-        The copy has the configured storage class, else that of `found`.
+        Raises:
+            BackendUnavailable: what is there has another entity tag than `etag`, or nothing is.
+        """
+
+    def put_stream(
+        self,
+        key: str,
+        source: Readable,
+        media_type: str,
+        *,
+        overwrite: bool,
+        expected: str | None,
+        stamp: str = "",
+    ) -> Stored:
+        """Store all that `source` gives at `key`, all or nothing, holding two parts of it at a time.
+
+        Raises:
+            AlreadyExists: an object is at `key` and `overwrite` is false.
+            FileChanged: the object at `key` has another entity tag than `expected`, or there is none.
+            TooLarge: the source does not end.
+        """
+
+    def copy(self, key: str, found: Found, new_key: str, *, overwrite: bool, stamp: str = "") -> None:
+        """Copy the object at `key`, which is the one `found` with all, within the bucket, by the server.
+
+        The copy has the configured storage class, else that of `found`. Where neither its stamp nor its digest
+        would tell that it is one, it gets the `stamp`.
 
         Raises:
             AlreadyExists: an object is at `new_key` and `overwrite` is false.
+        """
+
+    def abort_uploads(self, key: str, since: datetime, *, idle_s: float) -> None:
+        """Remove the parts of unfinished uploads to `key` that were begun since then, by the local clock.
+
+        Raises:
+            BackendUnavailable: one was begun or got a part within the last `idle_s` seconds.
         """
 
     def delete(self, keys: Sequence[str]) -> dict[str, StorageError]:

@@ -25,6 +25,7 @@ from storage.brokers._s3_boto import (
     PART_BYTES,
     READ_TIMEOUT_S,
     SMALL_BYTES,
+    STAMP,
     BotoObjects,
     Connection,
     connect,
@@ -35,7 +36,7 @@ from storage.brokers._s3_settings import Settings
 from storage.exceptions import StorageError
 
 if TYPE_CHECKING:
-    from obstore import GetResult
+    from obstore import GetOptions, GetResult
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -56,15 +57,15 @@ class ObstoreObjects(BotoObjects):
         super().__init__(settings)
         self._settings = settings
 
-    def head(self, key: str, *, with_class: bool = False) -> Found:
+    def head(self, key: str, *, with_all: bool = False) -> Found:
         def slow() -> Found:
-            return super(ObstoreObjects, self).head(key, with_class=with_class)
+            return super(ObstoreObjects, self).head(key, with_all=with_all)
 
         def fast() -> Found:
             found = obstore.head(self._store(), key)
-            return Found(found["size"], (found["e_tag"] or "").strip('"'))
+            return Found(found["size"], (found["e_tag"] or "").strip('"'), modified=found["last_modified"])
 
-        return slow() if with_class else _first(fast, slow)
+        return slow() if with_all else _first(fast, slow)
 
     def put(self, key: str, source: Source, *, overwrite: bool) -> None:
         def slow() -> None:
@@ -79,6 +80,8 @@ class ObstoreObjects(BotoObjects):
         attributes: Any = {"Content-Type": source.media_type} if source.media_type else {}
         if self._settings.storage_class:
             attributes["Storage-Class"] = self._settings.storage_class
+        if source.stamp:
+            attributes[STAMP] = source.stamp
         return _first(fast, slow)
 
     def get(self, key: str, fd: int) -> int:
@@ -110,13 +113,24 @@ class ObstoreObjects(BotoObjects):
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def copy(self, key: str, found: Found, new_key: str, *, overwrite: bool) -> None:
+    def read(self, key: str, etag: str, start: int, end: int) -> bytes | memoryview:
+        def fast() -> memoryview:
+            wanted: GetOptions = {"range": (start, end), "if_match": f'"{etag}"'}
+            content = memoryview(obstore.get(self._store(), key, options=wanted).bytes())
+            if len(content) != end - start:
+                raise _Unsuited("the body was cut short")
+            return content
+
+        return _first(fast, lambda: super(ObstoreObjects, self).read(key, etag, start, end))
+
+    def copy(self, key: str, found: Found, new_key: str, *, overwrite: bool, stamp: str = "") -> None:
         def slow() -> None:
-            super(ObstoreObjects, self).copy(key, found, new_key, overwrite=overwrite)
+            super(ObstoreObjects, self).copy(key, found, new_key, overwrite=overwrite, stamp=stamp)
 
         # obstore has no conditional copy, none in parts, and makes every copy one of class STANDARD.
         is_standard = not self._settings.storage_class and found.storage_class in (None, "STANDARD")
-        if not overwrite or not is_standard or found.size > LARGEST_COPY_BYTES:
+        is_known = bool(found.stamp or found.digest)
+        if not overwrite or not is_standard or not is_known or found.size > LARGEST_COPY_BYTES:
             return slow()
         return _first(lambda: obstore.copy(self._store(), key, new_key), slow)
 

@@ -3,39 +3,58 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from storage import linux
 from storage.brokers._group import Change, Group, directory_of
-from storage.exceptions import AlreadyExists, StorageError
-from storage.files import FILE_MODE, Directory, FileView, check_file_path, check_local_path
+from storage.exceptions import AlreadyExists
+from storage.files import FILE_MODE, FileView, check_file_path, check_local_path
+from storage.journal import Intent, KeyedItem, identity_of, intent_of
 from storage.models import ScaleFile, check_storable
 from storage.os_errors import quoted, translate
 from storage.transfer import Unfinished, copy_contents
 
 
 @dataclass(eq=False)
-class Upload(Change):
-    """One upload.
+class NewFile(Change):
+    """A file that is written beside its place, and takes its name when it is on the disk.
 
     Attributes:
         name: the last component of its path.
         new: the file, until it has that name.
     """
 
-    operation = "upload"
-    local_path: str
     name: str = field(init=False)
     new: Unfinished = field(init=False)
+
+    def plan(self, item: KeyedItem | None, *, overwrite: bool) -> Intent:
+        intent = intent_of("upload", self.file, item=item)
+        intent.before, intent.size, intent.overwrite = self.before, self.size, overwrite
+        return intent
 
     def record(self) -> ScaleFile:
         self.file.file_size = self.size
         self.file.is_deleted, self.file.deleted = False, None
         return self.file
+
+
+@dataclass(eq=False)
+class Upload(NewFile):
+    """An upload.
+
+    Attributes:
+        source: the local file, open until it was copied.
+    """
+
+    operation = "upload"
+    local_path: str
+    source: io.FileIO = field(init=False)
 
 
 class Uploading:
@@ -45,40 +64,70 @@ class Uploading:
     before it were in place already.
     """
 
-    def __init__(self, group: Group[Upload], view: FileView, *, overwrite: bool) -> None:
+    def __init__(self, group: Group[Any], view: FileView, *, overwrite: bool) -> None:
         self._group = group
         self._view = view
         self._overwrite = overwrite
         self._paths: set[str] = set()
         self._replaced: set[tuple[int, int]] = set()
 
+    def look(self, upload: Upload) -> None:
+        """Open the source, and look at its place."""
+        check_local_path(upload.local_path)
+        self.look_at(upload)
+        upload.source = self._open_source(upload)
+
+    def look_at(self, new: NewFile) -> None:
+        """Refuse what must not be replaced, before anything is copied, and keep in mind what will be."""
+        path = new.file.file_path
+        check_file_path(path)
+        check_storable(new.file)
+        if not self._paths.isdisjoint(_above(path)):
+            self._group.end_before_this()
+        self._group.take(path)
+        self._paths.add(path)
+        new.name, new.before = path.rpartition("/")[2], None
+        try:
+            found = self._group.parent(path)[0].stat(new.name, follow=False)
+        except FileNotFoundError:
+            return
+        if stat.S_ISDIR(found.st_mode):
+            raise AlreadyExists(f"a directory is already at {quoted(new.name)}")
+        if not self._overwrite:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        new.before = identity_of(found)
+        self._replaced.add((found.st_dev, found.st_ino))
+        if stat.S_ISLNK(found.st_mode):
+            self._group.end_after_this()  # a later source's path may lead through it
+
     def write(self, upload: Upload) -> None:
         """Write the file beside its place, and begin to bring it to the disk."""
-        path = upload.file.file_path
-        check_file_path(path)
-        check_local_path(upload.local_path)
-        check_storable(upload.file)
-        if self._paths and not self._paths.isdisjoint(_above(path)):
-            self._group.end_before_this()
-        source = self._open_source(upload)
-        try:
-            with self._room():
-                parent, upload.name = self._group.parent(path, create=True)
-                self._look_at(parent, upload.name)
-                upload.new, upload.size = _copied(source, parent)
-                self._group.held.append(upload.new)
-        finally:
-            os.close(source)
-        self._paths.add(path)
+        with self._room():
+            self.make(upload)
+            try:
+                copy_contents(upload.source.fileno(), upload.new.fd, upload.size or 0)
+                os.fchmod(upload.new.fd, FILE_MODE)
+                linux.start_write_back(upload.new.fd)
+            except BaseException:
+                upload.new.close()  # now: those before it may need the space to take their places
+                raise
+        self._group.held.append(upload.new)
+        upload.source.close()
 
-    def sync(self, upload: Upload) -> None:
+    def make(self, new: NewFile) -> None:
+        """Make the file, and the missing directories on the way to it."""
+        parent, _ = self._group.parent(new.file.file_path, create=True)
+        new.new = Unfinished(parent, new.intent.token if new.intent else "")
+
+    def sync(self, upload: NewFile) -> None:
         """Wait until the file is on the disk."""
         with self._room():
             os.fsync(upload.new.fd)
 
-    def publish(self, upload: Upload) -> None:
+    def publish(self, upload: NewFile) -> None:
         """Give the file its name."""
-        upload.new.publish(upload.name, overwrite=self._overwrite)
+        with upload.changing():
+            upload.new.publish(upload.name, overwrite=self._overwrite)
         upload.directories.append(directory_of(upload.file.file_path))
 
     @contextmanager
@@ -91,50 +140,18 @@ class Uploading:
                 self._group.end_before_this()
             raise
 
-    def _open_source(self, upload: Upload) -> int:
+    def _open_source(self, upload: Upload) -> io.FileIO:
         try:
-            source = self._view.open_local(upload.local_path)
-        except (OSError, StorageError) as error:
-            self._group.end_before_this()  # perhaps it is what one of those brings
-            if isinstance(error, OSError):
-                subject = f"{upload.subject} from local_path {quoted(upload.local_path)}"
-                raise translate(error, subject) from error
-            raise
-        try:
-            found = os.fstat(source)
-            if (found.st_dev, found.st_ino) in self._replaced:
-                self._group.end_before_this()
-        except BaseException:
-            os.close(source)
-            raise
+            source = io.FileIO(self._view.open_local(upload.local_path), "rb")
+        except OSError as error:
+            subject = f"{upload.subject} from local_path {quoted(upload.local_path)}"
+            raise translate(error, subject) from error
+        self._group.held.append(source)
+        found = os.fstat(source.fileno())
+        if (found.st_dev, found.st_ino) in self._replaced:
+            self._group.end_before_this()
+        upload.size = found.st_size
         return source
-
-    def _look_at(self, parent: Directory, name: str) -> None:
-        """Refuse what must not be replaced, before anything is copied, and keep in mind what will be."""
-        try:
-            found = parent.stat(name, follow=False)
-        except FileNotFoundError:
-            return
-        if stat.S_ISDIR(found.st_mode):
-            raise AlreadyExists(f"a directory is already at {quoted(name)}")
-        if not self._overwrite:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        self._replaced.add((found.st_dev, found.st_ino))
-        if stat.S_ISLNK(found.st_mode):
-            self._group.end_after_this()  # a later source's path may lead through it
-
-
-def _copied(source: int, parent: Directory) -> tuple[Unfinished, int]:
-    """A new file in `parent` with the content of `source`, soon on the disk; and its size in bytes."""
-    new = Unfinished(parent)
-    try:
-        size = copy_contents(source, new.fd)
-        os.fchmod(new.fd, FILE_MODE)
-        linux.start_write_back(new.fd)
-        return new, size
-    except BaseException:
-        new.close()  # now: those before it may need the space to take their places
-        raise
 
 
 def _above(path: str) -> list[str]:

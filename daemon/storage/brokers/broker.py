@@ -10,12 +10,16 @@ import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from storage.configuration.warnings import ValidationWarning
+from storage.exceptions import StorageError, Unsupported
 from storage.files import FileView, SelfView, check_prefix
 
 if TYPE_CHECKING:
+    from storage.journal import Intent, KeyedItem, Verdict
     from storage.models import ScaleFile
 
 
@@ -66,6 +70,54 @@ class FileUpload(NamedTuple):
     local_path: str
 
 
+class Content(ABC):
+    """The bytes of one version of a file. Closed by `close` or as a context manager.
+
+    Attributes:
+        size: in bytes.
+        etag: the version's entity tag, printable ASCII without quotes: another version has another one.
+        last_modified: when that version was made, with zone; None where the storage does not tell.
+    """
+
+    def __init__(self, size: int, etag: str, last_modified: datetime | None) -> None:
+        self.size = size
+        self.etag = etag
+        self.last_modified = last_modified
+
+    def __enter__(self) -> Content:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def read(self, start: int, length: int) -> Generator[bytes, None, None]:
+        """The `length` bytes from `start` on, all within the size, in blocks of at most 1 MiB; in constant memory.
+
+        Raises:
+            BackendUnavailable: the file was cut short or replaced meanwhile. What came before is of this version.
+        """
+
+    def close(self) -> None:  # noqa: B027  # not every storage holds something
+        """Let go of the file, after all that `read` gave has been read or closed."""
+
+
+class Readable(Protocol):
+    """Where the bytes of a new file come from: an open file, or a request that is still arriving."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, at most `size` and at least one; none at the end."""
+
+
+class Written(NamedTuple):
+    """What a written file has become: its entity tag, empty if that cannot be told; whether none was there."""
+
+    etag: str
+    is_new: bool
+
+
 class Broker(ABC):
     """A storage backend: it lists, downloads, uploads, moves and deletes the files of one workspace.
 
@@ -88,13 +140,20 @@ class Broker(ABC):
         view: where local paths and volumes are found, and as whom. The process itself unless set.
         overwrite: whether downloads, uploads and moves replace a file at their destination (the default), or
             raise AlreadyExists. A directory is never replaced.
+        keyed: of what request with an idempotency key the models are that the next call is for, by their `id()`.
+            What is done of them is then remembered, see `storage.journal`.
+        keeps_journal: whether it writes down what it is about to change, and `look_back` finds out what became of
+            it. Of the class.
     """
+
+    keeps_journal: ClassVar[bool] = False
 
     def __init__(self, broker_type: str) -> None:
         self._broker_type = broker_type
         self._volume: BrokerVolume | None = None
         self.view: FileView = SelfView()
         self.overwrite = True
+        self.keyed: dict[int, KeyedItem] = {}
 
     @property
     def broker_type(self) -> str:
@@ -178,6 +237,46 @@ class Broker(ABC):
             update_model: set `is_deleted` and `deleted` and save. A model that was never saved and whose file
                 was not there is left alone.
         """
+
+    def open_file(self, volume_path: str | None, file: ScaleFile) -> Content:
+        """Open a file to read its bytes: not part of the reference, and not of every broker.
+
+        Raises:
+            MissingFile: it is not there, or is not a regular file.
+            Unsupported: this broker cannot.
+        """
+        del volume_path, file
+        raise Unsupported(f"the {self.broker_type} broker cannot open files; it can download them")
+
+    def write_file(
+        self, volume_path: str | None, file: ScaleFile, source: Readable, *, expected: str | None = None
+    ) -> Written:
+        """Store what `source` gives, of any length, under the model's `file_path`, and save the model.
+
+        As an upload otherwise. Nothing is there under the file's name before the source has ended, nor if it
+        raises, and then its error is raised. It is read in constant memory, and never with the caller's identity,
+        since it may wait for somebody.
+
+        Args:
+            expected: the entity tag of the file that may be replaced. It is looked at before the source is read
+                and again after; where the storage cannot compare and replace in one step (a file system), a change
+                in that last moment goes unnoticed.
+
+        Raises:
+            FileChanged: what is there has another tag than `expected`, or nothing is.
+            Unsupported: this broker cannot.
+        """
+        del volume_path, file, source, expected
+        raise Unsupported(f"the {self.broker_type} broker cannot write files; it can upload them")
+
+    def look_back(self, volume_path: str | None, intents: Sequence[Intent]) -> list[Verdict | StorageError]:
+        """Find out what became of items whose process was killed, and finish those that are half done.
+
+        Only of a broker that keeps a journal, see `storage.journal`. The order is that of the intents; an error
+        stands for what cannot be found out now.
+        """
+        del volume_path
+        return [Unsupported(f"the {self.broker_type} broker keeps no journal")] * len(intents)
 
     def get_file_system_paths(self, volume_path: str | None, files: Sequence[ScaleFile]) -> list[str] | None:
         """The local path of each file, whether it exists or not; None where the broker has no such paths."""

@@ -48,5 +48,5 @@ def write_local(view: FileView, download: FileDownload, content: Iterable[bytes]
                 new.publish(name, overwrite=overwrite)
                 parent.sync()
         finally:
-            with view.acting():
+            with view.leaving():
                 new.close()

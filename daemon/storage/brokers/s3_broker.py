@@ -6,27 +6,35 @@ import contextlib
 import heapq
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 from storage.brokers._parallel import Job, in_order, one_ahead
-from storage.brokers._s3_jobs import Copying, Downloading, Linking, Looking, Uploading, about
-from storage.brokers._s3_objects import Objects
+from storage.brokers._s3_content import ObjectContent
+from storage.brokers._s3_jobs import Copying, Downloading, Linking, Looking, Uploading, about, check_media_type
+from storage.brokers._s3_look_back import verdict_on
+from storage.brokers._s3_objects import Found, Objects
+from storage.brokers._s3_run import Planned, Run
 from storage.brokers._s3_settings import LONGEST_KEY_BYTES, Settings, parse, unknown_keys
 from storage.brokers.broker import (
     Broker,
     BrokerVolume,
+    Content,
     FileDetails,
     FileDownload,
     FileMove,
     FileUpload,
+    Readable,
+    Written,
     path_order,
 )
 from storage.brokers.exceptions import InvalidBrokerConfiguration
 from storage.configuration.warnings import ValidationWarning
-from storage.exceptions import InvalidPath, StorageError
+from storage.exceptions import AlreadyExists, FileChanged, InvalidPath, MissingFile, StorageError
 from storage.files import check_file_path, check_local_path, check_prefix
-from storage.models import ScaleFile, check_storable, require_catalog, save_changed
+from storage.journal import Intent, Verdict, intent_of
+from storage.models import ScaleFile, check_storable, require_catalog
 from storage.os_errors import quoted
 
 Item = TypeVar("Item")
@@ -53,6 +61,8 @@ class S3Broker(Broker):
     Several files are worked on at a time: when one fails, some after it may be done too. What is done is saved.
     S3 has no directories: none is made, and none is in the way of a file.
     """
+
+    keeps_journal = True
 
     def __init__(self) -> None:
         super().__init__("s3")
@@ -152,19 +162,23 @@ class S3Broker(Broker):
         objects = self._configured().objects
         require_catalog()
         for some in _apart(file_uploads, lambda upload: {upload.file.file_path}):
-            done: list[ScaleFile] = []
+            run = Run(some, self._check_upload, self._planned_upload, overwrite=self.overwrite)
 
-            def begin(upload: FileUpload, done: list[ScaleFile] = done) -> Job:
-                key = self._key(upload.file.file_path)
-                check_local_path(upload.local_path)
-                check_storable(upload.file)
-                return Uploading(objects, self.view, upload, key, overwrite=self.overwrite, done=done.append)
+            def begin(planned: Planned[FileUpload], run: Run[FileUpload] = run) -> Job:
+                return Uploading(objects, self.view, run, planned, self._key(planned.item.file.file_path))
 
-            try:
-                error = in_order(some, begin, _WORKERS)
-            finally:
-                save_changed(done)
-            _raise(error)
+            with run:
+                error = in_order(run.items, begin, _WORKERS)
+            _raise(error, run.refused)
+
+    def _check_upload(self, upload: FileUpload) -> None:
+        self._key(upload.file.file_path)
+        check_local_path(upload.local_path)
+        check_storable(upload.file)
+        check_media_type(upload.file)
+
+    def _planned_upload(self, upload: FileUpload) -> Intent:
+        return intent_of("upload", upload.file, item=self.keyed.get(id(upload.file)))
 
     def move_files(self, volume_path: str | None, file_moves: Sequence[FileMove]) -> None:
         del volume_path
@@ -177,15 +191,26 @@ class S3Broker(Broker):
         objects = self._configured().objects
         copied: list[Copying] = []
 
-        def begin(move: FileMove) -> Job:
-            keys = self._key(move.file.file_path), self._key(move.new_path, "new_path")
+        def check(move: FileMove) -> None:
+            self._key(move.file.file_path)
+            self._key(move.new_path, "new_path")
             check_storable(move.file)
-            return Copying(objects, move, keys, overwrite=self.overwrite, done=copied.append)
 
-        error = in_order(moves, begin, _WORKERS)
-        failed = objects.delete([copy.key for copy in copied if copy.key != copy.new_key])
-        save_changed([copy.moved() for copy in copied if copy.key not in failed])
-        _raise(*(copy.kept(failed[copy.key]) for copy in copied if copy.key in failed), error)
+        def plan(move: FileMove) -> Intent:
+            return intent_of("move", move.file, move.new_path, item=self.keyed.get(id(move.file)))
+
+        def begin(planned: Planned[FileMove]) -> Job:
+            keys = self._key(planned.item.file.file_path), self._key(planned.item.new_path)
+            return Copying(objects, run, planned, keys, copied.append)
+
+        with Run(moves, check, plan, overwrite=self.overwrite) as run:
+            error = in_order(run.items, begin, _WORKERS)
+            failed = objects.delete([copy.key for copy in copied if copy.key != copy.new_key])
+            for copy in copied:
+                if copy.key not in failed:
+                    run.done(copy.planned, copy.moved())
+            kept = [copy.kept(failed[copy.key]) for copy in copied if copy.key in failed]
+        _raise(*kept, error, run.refused)
 
     def delete_files(self, volume_path: str | None, files: Sequence[ScaleFile], update_model: bool = True) -> None:
         del volume_path
@@ -198,19 +223,89 @@ class S3Broker(Broker):
         objects = self._configured().objects
         found: list[Looking] = []
 
-        def begin(file: ScaleFile) -> Job:
-            # S3 does not say whether there was anything to delete, and a file never saved gets a record only then.
-            key, is_asked = self._key(file.file_path), update_model and file.id is None
+        def check(file: ScaleFile) -> None:
+            self._key(file.file_path)
             if update_model:
                 check_storable(file)
-            return Looking(objects, file, key, is_asked=is_asked, done=found.append)
 
-        error = in_order(files, begin, _WORKERS)
-        present = [looked for looked in found if looked.is_there]
-        failed = objects.delete([looked.key for looked in present])
-        if update_model:
-            save_changed([looked.deleted() for looked in present if looked.key not in failed])
-        _raise(*(looked.kept(failed[looked.key]) for looked in present if looked.key in failed), error)
+        def plan(file: ScaleFile) -> Intent | None:
+            item = self.keyed.get(id(file))
+            if not update_model and item is None:
+                return None  # nobody would ask what became of it
+            intent = intent_of("delete", file, item=item)
+            intent.is_recorded = update_model
+            return intent
+
+        def begin(planned: Planned[ScaleFile]) -> Job:
+            # S3 does not say whether there was anything to delete, and a file never saved gets a record only then.
+            key, is_asked = self._key(planned.item.file_path), update_model and planned.item.id is None
+            return Looking(objects, planned, key, is_asked=is_asked, done=found.append)
+
+        with Run(files, check, plan) as run:
+            error = in_order(run.items, begin, _WORKERS)
+            failed = objects.delete([looked.key for looked in found if looked.is_there])
+            for looked in found:
+                if looked.key not in failed:
+                    is_record = update_model and looked.is_there
+                    run.done(looked.planned, looked.deleted() if is_record else None)
+            kept = [looked.kept(failed[looked.key]) for looked in found if looked.key in failed]
+        _raise(*kept, error, run.refused)
+
+    def look_back(self, volume_path: str | None, intents: Sequence[Intent]) -> list[Verdict | StorageError]:
+        del volume_path
+        objects = self._configured().objects
+
+        def look(intent: Intent) -> Verdict | StorageError:
+            try:
+                new_key = self._key(intent.new_path) if intent.new_path else ""
+                return verdict_on(objects, self._key(intent.file_path), new_key, intent)
+            except StorageError as error:
+                return error
+
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            return list(pool.map(look, intents))
+
+    def open_file(self, volume_path: str | None, file: ScaleFile) -> Content:
+        del volume_path
+        objects, key, subject = self._configured().objects, self._key(file.file_path), _subject("read", file)
+        with about(subject):
+            return ObjectContent(objects, key, objects.head(key), subject)
+
+    def write_file(
+        self, volume_path: str | None, file: ScaleFile, source: Readable, *, expected: str | None = None
+    ) -> Written:
+        del volume_path
+        objects, key = self._configured().objects, self._key(file.file_path)
+        require_catalog()
+        check_storable(file)
+        check_media_type(file)
+        with about(_subject("write", file)):
+            is_new = self._is_new(key, expected)
+            with Run([FileUpload(file, "")], bool, self._planned_upload, overwrite=self.overwrite) as run:
+                (planned,) = run.items
+                with planned.asking():
+                    stored = objects.put_stream(
+                        key,
+                        source,
+                        file.media_type,
+                        overwrite=self.overwrite,
+                        expected=expected,
+                        stamp=planned.stamp,
+                    )
+                file.file_size, file.is_deleted, file.deleted = stored.size, False, None
+                run.done(planned, file)
+        return Written(stored.etag, is_new)
+
+    def _is_new(self, key: str, expected: str | None) -> bool:
+        """Whether nothing is at the key. What must not be replaced is refused before any of the source is read."""
+        found: Found | None = None
+        with contextlib.suppress(MissingFile):
+            found = self._configured().objects.head(key)
+        if found is not None and not self.overwrite:
+            raise AlreadyExists("an object of this name is already there")
+        if expected is not None and (found is None or found.etag != expected):
+            raise FileChanged("what is there has another entity tag" if found else "no file is there")
+        return found is None
 
     def _configured(self) -> _Configured:
         if self._loaded is None:
@@ -265,6 +360,10 @@ def _apart(items: Sequence[Item], paths: Callable[[Item], set[str]]) -> Iterator
         above |= mine_above
     if run:
         yield run
+
+
+def _subject(operation: str, file: ScaleFile) -> str:
+    return f"{operation} {quoted(file.file_path)}"
 
 
 def _is_path(path: str) -> bool:

@@ -18,8 +18,8 @@ import pytest
 
 # Before they are imported: a failed assert in them then shows its values.
 _WITH_TESTS = (
-    *("backend", "batches", "configurations", "containment", "deletes", "downloads", "listings", "mistakes"),
-    *("moves", "names", "suite", "uploads"),
+    *("backend", "batches", "configurations", "containment", "contents", "deletes", "downloads", "listings"),
+    *("mistakes", "moves", "names", "suite", "uploads"),
 )
 pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _WITH_TESTS))
 
@@ -28,6 +28,7 @@ from storage.testing.batches import Batches  # noqa: E402
 from storage.testing.claims import Claim, claims, differs  # noqa: E402
 from storage.testing.configurations import Configurations  # noqa: E402
 from storage.testing.containment import Containment  # noqa: E402
+from storage.testing.contents import Contents  # noqa: E402
 from storage.testing.deletes import Deletes  # noqa: E402
 from storage.testing.downloads import Downloads  # noqa: E402
 from storage.testing.listings import Listings  # noqa: E402
@@ -40,7 +41,17 @@ from storage.testing.uploads import Uploads  # noqa: E402
 
 
 class BrokerSuite(
-    Uploads, Downloads, Moves, Deletes, Listings, Names, Containment, Configurations, Batches, Mistakes
+    Uploads,
+    Downloads,
+    Contents,
+    Moves,
+    Deletes,
+    Listings,
+    Names,
+    Containment,
+    Configurations,
+    Batches,
+    Mistakes,
 ):
     """Every ability. Derive from it, and give it a fixture `backend`."""
 
@@ -54,6 +65,7 @@ __all__ = [
     "Claim",
     "Configurations",
     "Containment",
+    "Contents",
     "Deletes",
     "DirectoryBackend",
     "Downloads",

@@ -39,7 +39,7 @@ class Containment(Suite):
         beside = _beside(backend)
         for link, _ in ESCAPING_LINKS:
             backend.put("victim")
-            expected = MissingFile if operation in ("download", "move from") else None
+            expected = MissingFile if operation in ("download", "read", "move from") else None
             assert refusal(attempt, backend, operation, f"{link}/secret") is expected
         assert _beside(backend) == beside
         assert {link: backend.read(link) for link, _ in ESCAPING_LINKS} == {
@@ -97,7 +97,7 @@ class Containment(Suite):
         """A FIFO in a workspace is MissingFile to downloads and moves, is not listed, and blocks nothing."""
         fifo = workspace_directory(backend) / "fifo"
         os.mkfifo(fifo)
-        for operation in ("download", "move from"):
+        for operation in ("download", "read", "move from"):
             with pytest.raises(MissingFile, match="regular"):
                 attempt(backend, operation, "fifo")
         assert backend.listed() == {}
@@ -148,7 +148,7 @@ class Containment(Suite):
             for _ in range(300):
                 with contextlib.suppress(StorageError):
                     backend.put("victim") if operation == "move to" else None
-                    if operation in ("download", "move from", "delete"):
+                    if operation in ("download", "read", "move from", "delete"):
                         backend.upload("dir/file", b"inside")
                     attempt(backend, operation, "dir/file")
         assert swaps[0] > 100

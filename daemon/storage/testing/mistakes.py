@@ -36,7 +36,7 @@ class Mistakes(Suite):
         broker, volume_path = backend.cut_off()
         before = backend.stored()
         whole, backend.broker, backend.volume_path = (backend.broker, backend.volume_path), broker, volume_path
-        for operation in ("download", "upload", "move from", "delete"):
+        for operation in ("download", "upload", "read", "write", "move from", "delete"):
             with pytest.raises(StorageError):
                 attempt(backend, operation, "source")
         with pytest.raises(StorageError):

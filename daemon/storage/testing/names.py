@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 
 from storage.brokers.broker import FileUpload
@@ -11,7 +13,7 @@ from storage.testing.backend import WORKSPACE, Backend
 from storage.testing.hostile import ALIKE_NAMES, REFUSED_PATHS, WEIRD_NAMES
 from storage.testing.suite import Suite, refusal
 
-OPERATIONS = ("download", "upload", "move from", "move to", "delete", "paths")
+OPERATIONS = ("download", "upload", "read", "write", "move from", "move to", "delete", "paths")
 
 
 def attempt(backend: Backend, operation: str, path: str) -> None:
@@ -24,6 +26,10 @@ def attempt(backend: Backend, operation: str, path: str) -> None:
             backend.broker.upload_files(
                 backend.volume_path, [FileUpload(file, backend.source(b"evil", name="evil"))]
             )
+        case "read":
+            backend.broker.open_file(backend.volume_path, file).close()
+        case "write":
+            backend.broker.write_file(backend.volume_path, file, io.BytesIO(b"evil"))
         case "move from":
             backend.move(file, "moved")
         case "move to":
