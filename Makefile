@@ -6,7 +6,7 @@ RIVALS := .venv/.rivals
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo bench bench-quick plugin install check root lab clean
+.PHONY: help test demo bench bench-quick fuzz soak plugin install check root lab clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,12 @@ bench: $(RIVALS) ## measure ours beside its rivals, for some ten minutes (see ma
 
 bench-quick: $(RIVALS) ## the same with a tenth of the work, in less than 3 minutes
 	@PYTHONPATH=tests $(BIN)/python -m bench --quick $(ARGS)
+
+fuzz: root $(READY) ## 200,000 hostile requests against the real sidecar (see make fuzz ARGS=--help)
+	@PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
+
+soak: root $(READY) ## requests while their files are swapped and covered under them, for 90 s (ARGS='--seconds 600')
+	@PYTHONPATH=tests $(BIN)/python -m soak $(ARGS)
 
 plugin: $(READY) ## build the managed plugin and create it in this machine's engine (ARGS: see plugin/build.py)
 	$(BIN)/python plugin/build.py $(ARGS)

@@ -21,6 +21,7 @@ EXIT_BY_CODE = {
     "permission-denied": EXIT_DENIED,
     "read-only": EXIT_DENIED,
     "backend-unavailable": EXIT_UNAVAILABLE,
+    "busy": EXIT_UNAVAILABLE,
     "unreachable": EXIT_UNAVAILABLE,
 }
 

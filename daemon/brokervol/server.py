@@ -1,107 +1,177 @@
 """A WSGI application on a Unix socket: the only module that knows cheroot.
 
-Both processes serve through it. Beyond cheroot it gives the application the connection itself
-(`environ["brokervol.connection"]`), for the peer's identity and to see whether the client is still there, and
-it replaces the socket file atomically, so that a restart never shows a moment without one.
+Both processes serve through it. cheroot parses requests and calls the application; which connections there are,
+and whose turn it is, `reception` decides. Beyond WSGI the application is given the connection itself
+(`environ["brokervol.connection"]`), for the peer's identity and to see whether the client is still there. The
+socket file is replaced atomically, so that a restart never shows a moment without one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import io
 import os
+import re
 import resource
 import select
 import signal
 import socket
-import sys
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from cheroot import server as cheroot_server
 from cheroot import wsgi
 
+from brokervol.reception import Client, Limits, Reception
+from brokervol.seldom import seldom
+from brokervol.streams import (
+    BLOCK_BYTES,
+    MAX_HEAD_BYTES,
+    Answer,
+    AnswerNotRead,
+    Body,
+    BodyFailed,
+    ClientGone,
+    Pace,
+)
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+__all__ = ["BodyFailed", "Connection", "Limits", "Refusal", "UnixServer"]
+
 log = structlog.get_logger()
 
+RETRY_AFTER_S = 1
+
+# A path of the longest kind, of bytes that are escaped twice in a cursor, has to have room in the first line.
+MAX_REQUEST_LINE_BYTES = 40 * 1024
+MAX_HEADER_BYTES = 8 * 1024
+MAX_HEADERS = 100
+
 _LONGEST_SOCKET_PATH = 107
-_LONGEST_LINE = 8192
-_WAIT_FOR_DESCRIPTORS_S = 1.0
+_BACKLOG = 1024
+_UNREAD_S = 1.0
+_UNREAD_BYTES = 16 * 1024 * 1024
+_EXIT_CUT_OFF = 1
 
+_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\x00\r\n]*)\r\n")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+# What stands twice in a request says two things.
+_SINGLE = frozenset(
+    (b"Content-Length", b"Transfer-Encoding", b"Host", b"Content-Type", b"Range", b"Expect", b"Idempotency-Key")
+)
 
-# What a malformed request is answered: from status and sentence to content type and body.
+# What is refused before the application sees it: from status and sentence to content type and body.
 Refusal = Callable[[int, str], tuple[str, bytes]]
-
-
-class _Headers(dict[bytes, bytes]):
-    """Headers of a request, of which one may not be said twice."""
-
-    def __setitem__(self, name: bytes, value: bytes) -> None:
-        if name in (b"Content-Length", b"Transfer-Encoding") and name in self:
-            raise ValueError(f"{name.decode()} is given twice")
-        super().__setitem__(name, value)
-
-
-class _ShortLines:
-    """What is read from a connection, with lines (of chunk sizes and trailers) that cannot fill the memory."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self.read = file.read
-
-    def readline(self, size: int | None = None) -> bytes:
-        line: bytes = self._file.readline(min(size or _LONGEST_LINE, _LONGEST_LINE))
-        if len(line) == _LONGEST_LINE:
-            raise ValueError("a line of the chunked body is too long")
-        return line
 
 
 class _Request(cheroot_server.HTTPRequest):
     """A request whose errors of HTTP itself are told in the server's own form, and whose length is certain."""
 
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, **keywords)
-        self.inheaders = _Headers()
+    def __init__(self, server: UnixServer, connection: Connection) -> None:
+        super().__init__(server, connection)
+        self.header_reader = self._read_headers
+        self.body: Body | None = None
+        self._expectation = b""
 
-    def read_request_headers(self) -> Any:
+    def parse_request(self) -> None:
+        head = self.conn.stream.take_head()
+        too_long = _too_long(head)
+        if too_long is not None:
+            self.refuse(*too_long)
+            return
+        self.rfile = io.BytesIO(head)
+        try:
+            has_line = self.read_request_line()  # type: ignore[no-untyped-call]
+        except ValueError:  # of a target like `//[x`, which cheroot takes apart as a URL
+            self.refuse(400, "the request line has no valid target")
+            return
+        self.ready = has_line and self.read_request_headers()
+
+    def read_request_headers(self) -> bool:
         if not super().read_request_headers():  # type: ignore[no-untyped-call]
             return False
-        length = self.inheaders.get(b"Content-Length", b"0")
-        if not length.isdigit() or (self.chunked_read and b"Content-Length" in self.inheaders):
-            # Two readings of where a request ends are how one is smuggled behind another.
-            self.simple_response("400 Bad Request", "Content-Length is not a number, or stands beside chunks")
+        if self._expectation not in (b"", b"100-continue"):
+            self.refuse(417, "the only expectation accepted is 100-continue")
+            return False
+        length = self.inheaders.get(b"Content-Length")
+        coding = self.inheaders.get(b"Transfer-Encoding")
+        # Two readings of where a request ends are how one is smuggled behind another.
+        if length is not None and (coding is not None or _LENGTH.fullmatch(length) is None):
+            self.refuse(400, "Content-Length is not a number, or stands beside chunks")
+            return False
+        if coding is not None and (coding.lower() != b"chunked" or not self.chunked_read):
+            self.refuse(400, "the only Transfer-Encoding is chunked, once, and of HTTP/1.1")
             return False
         return True
 
+    def _read_headers(self, lines: io.BytesIO, headers: dict[bytes, bytes]) -> None:
+        for line in iter(lines.readline, b"\r\n"):
+            header = _HEADER.fullmatch(line)
+            if header is None:
+                raise ValueError("a header is not a name, a colon and a value in one line that ends with CR LF")
+            name, value = header[1].title(), header[2].strip(b" \t")
+            if b"_" in name:  # which an application could not tell from one with a hyphen
+                continue
+            if name in headers and name in _SINGLE:
+                raise ValueError(f"{name.decode()} is given twice")
+            headers[name] = headers[name] + b", " + value if name in headers else value
+        self._expectation = headers.pop(b"Expect", b"").lower()
+
     def respond(self) -> None:
-        if not self.chunked_read:
-            super().respond()
-            return
-        self.rfile = cheroot_server.ChunkedRFile(_ShortLines(self.conn.rfile), self.server.max_request_body_size)
-        self.close_connection = True  # what is left of a body that was not read to its end is no request
+        limits = self.server.limits
+        pace = Pace(self.conn.socket, select.POLLIN, limits.client_s, limits.client_bytes_per_s)
+        length = None if self.chunked_read else int(self.inheaders.get(b"Content-Length", 0))
+        self.body = Body(self.conn.stream, length, pace, self._continue)
+        self.rfile = io.BufferedReader(self.body, BLOCK_BYTES)
         self.server.gateway(self).respond()
-        self.ensure_headers_sent()
         if self.chunked_write:
             self.conn.wfile.write(b"0\r\n\r\n")
+        if not self.body.is_complete:
+            self.close_connection = True
+
+    def ensure_headers_sent(self) -> None:
+        """The answer begins. What the application made of half a body is not sent."""
+        if not self.sent_headers and self.body is not None:
+            if self.body.failure is not None:
+                raise self.body.failure
+            if not self.body.skip():
+                self.close_connection = True
+        super().ensure_headers_sent()
+
+    def _continue(self) -> None:
+        if self._expectation and self.response_protocol == "HTTP/1.1" and not self.sent_headers:
+            self.conn.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def simple_response(self, status: str, msg: str = "") -> None:
-        code = int(status[:3])
-        content_type, body = self.server.refusal(code, msg or status[4:])
+        self.refuse(int(status[:3]), msg or status[4:])
+
+    def refuse(self, status: int, sentence: str) -> None:
+        """Answer in the application's place, if it has not begun to, and end the connection."""
         self.close_connection = True
-        head = (
-            f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        )
-        with contextlib.suppress(OSError):  # nobody waits for it
-            self.conn.wfile.write(head.encode("ascii") + body)
+        if not self.sent_headers:
+            self.sent_headers = True
+            with contextlib.suppress(ClientGone):
+                self.conn.wfile.write(self.server.refusal_bytes(status, sentence))
 
 
-class Connection(cheroot_server.HTTPConnection):
+def _too_long(head: bytes) -> tuple[int, str] | None:
+    """Status and sentence for a head that is too long."""
+    first, _, headers = head.partition(b"\n")
+    if len(first) > MAX_REQUEST_LINE_BYTES:
+        return 414, f"the request line is longer than {MAX_REQUEST_LINE_BYTES} bytes"
+    lines = headers.split(b"\n")
+    if max(map(len, lines)) > MAX_HEADER_BYTES:
+        return 431, f"a header is longer than {MAX_HEADER_BYTES} bytes"
+    if len(head) > MAX_HEAD_BYTES or len(lines) > MAX_HEADERS:
+        return 431, f"the headers are more than {MAX_HEADERS}, or with the request line {MAX_HEAD_BYTES} bytes"
+    return None
+
+
+class Connection(Client, cheroot_server.HTTPConnection):
     """One client's connection.
 
     Attributes:
@@ -109,19 +179,38 @@ class Connection(cheroot_server.HTTPConnection):
         peer: for the application to keep what it found out about the client.
     """
 
-    RequestHandlerClass = _Request
-
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, **keywords)
+    def __init__(self, server: UnixServer, accepted: socket.socket) -> None:
+        Client.__init__(self, accepted)  # cheroot's would read and write in its own way
+        self.server = server
         self.on_close: list[Callable[[], None]] = []
         self.peer: Any = None
-        self.has_waited = False
 
-    def is_peer_gone(self) -> bool:
-        """Whether the client has closed its side altogether, so that nobody will read an answer."""
-        poll = select.poll()
-        poll.register(self.socket, 0)
-        return any(event & select.POLLHUP for _, event in poll.poll(0))
+    def communicate(self) -> bool:
+        limits = self.server.limits
+        pace = Pace(self.socket, select.POLLOUT, limits.client_s, limits.client_bytes_per_s)
+        self.wfile = Answer(self.socket, pace)
+        request = _Request(self.server, self)
+        try:
+            request.parse_request()
+            if request.ready:
+                request.respond()
+        except BodyFailed as failure:
+            request.refuse(failure.status, str(failure))
+            if failure.status == HTTPStatus.REQUEST_TIMEOUT:
+                seldom.warning("a request's body came too slowly", caller=self.caller)
+                return False
+        except ClientGone as gone:
+            if isinstance(gone, AnswerNotRead):
+                seldom.warning("an answer was read too slowly", caller=self.caller)
+            return False
+        except Exception:
+            log.exception("a request failed")
+            request.refuse(500, "the server failed; its log says why")
+        if request.ready and not request.close_connection:
+            return True
+        if request.body is None or not request.body.is_complete:
+            self.stream.discard(_UNREAD_S, _UNREAD_BYTES)
+        return False
 
     def close(self) -> None:
         while self.on_close:
@@ -130,30 +219,54 @@ class Connection(cheroot_server.HTTPConnection):
 
 
 class _Gateway(wsgi.Gateway_10):
+    """Calls the application, and sees to it that an answer is as long as it says."""
+
     def get_environ(self) -> Any:  # cheroot's stubs say None
         environ: dict[str, Any] = super().get_environ()  # type: ignore[no-untyped-call]
         environ["brokervol.connection"] = self.req.conn
+        environ["wsgi.input_terminated"] = True
         return environ
 
+    def respond(self) -> None:
+        response = self.req.server.wsgi_app(self.env, self.start_response)
+        try:
+            for chunk in filter(None, response):
+                self.write(chunk)
+            self.req.ensure_headers_sent()
+        finally:
+            if hasattr(response, "close"):
+                response.close()
+        if self.remaining_bytes_out and self.req.method != b"HEAD":
+            self.req.close_connection = True  # whatever was said: the client must not wait for the rest
 
-class UnixServer(wsgi.Server):
+    def write(self, chunk: bytes) -> None:
+        if self.remaining_bytes_out is not None:
+            self.remaining_bytes_out -= len(chunk)
+            if self.remaining_bytes_out < 0:
+                raise ValueError("the answer is longer than its Content-Length says")
+        self.req.ensure_headers_sent()
+        self.req.write(chunk)
+
+
+class UnixServer(cheroot_server.HTTPServer):
     """Serve `application` on the Unix socket at `path`, one thread a request.
+
+    Request bodies may be of any length; how much of one is accepted is for the application to say.
 
     Args:
         path: where the socket appears, ready to accept, when `prepare()` returns.
         mode: permission bits of the socket: who may connect.
-        threads: how many requests are worked on at once. Idle connections hold no thread.
-        timeout_s: how long a client may be silent, in the middle of a request or between two.
-        max_body_bytes: larger request bodies are answered 413.
-        refusal: the answer to what is not even a request.
+        limits: what is granted to clients.
+        refusal: the answer to what the application does not see: what is no request, too much, or too slow.
         accepted: called with each new connection, before anything is read from it.
+        caller: whom such a connection counts for in the limits per caller; None for nobody.
 
     Raises:
         OSError: from `prepare()`, where the socket cannot be made.
     """
 
-    ConnectionClass = Connection
-    keep_alive_conn_limit = 1024
+    gateway = _Gateway
+    software = "brokervol"
 
     def __init__(
         self,
@@ -161,80 +274,81 @@ class UnixServer(wsgi.Server):
         application: WSGIApplication,
         *,
         mode: int,
-        threads: int,
-        timeout_s: int,
-        max_body_bytes: int,
+        limits: Limits,
         refusal: Refusal,
         accepted: Callable[[Connection], None] = lambda _: None,
+        caller: Callable[[Connection], Hashable] = lambda _: None,
     ) -> None:
         if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
             raise OSError(f"the socket path {path} is longer than the {_LONGEST_SOCKET_PATH} bytes Linux allows")
-        super().__init__(
-            path,
-            application,
-            numthreads=threads,
-            timeout=timeout_s,
-            request_queue_size=1024,
-            server_name="brokervol",
-        )
-        self.gateway = _Gateway
-        self.mode = mode
-        self.refusal = refusal
-        self.accepted = accepted
-        # The application refuses first, in its own words; this bounds what it does not read.
-        self.max_request_body_size = max_body_bytes + 64 * 1024
-        self.max_request_header_size = 64 * 1024
-
-    def bind_unix_socket(self, bind_addr: Any) -> None:
-        """Make the socket under a private name, listen, then rename it over the final one."""
-        private = os.path.join(os.path.dirname(bind_addr), f".{os.getpid()}")
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(private)
-            listener.bind(private)
-            os.chmod(private, self.mode)
-            listener.listen(self.request_queue_size)
-            os.rename(private, bind_addr)
-        except OSError:
-            listener.close()
-            raise
-        self.socket = listener
-
-    def process_conn(self, conn: Any) -> None:
-        """Let a new connection wait in the selector, so that a silent client holds no thread."""
-        if conn.has_waited:
-            super().process_conn(conn)
-        else:
-            conn.has_waited = True
-            self.accepted(conn)
-            self.put_conn(conn)
+        super().__init__(path, _Gateway, server_name="brokervol")
+        self.wsgi_app = application
+        self.limits = limits
+        self.timeout = int(limits.idle_s)  # as Keep-Alive tells it
+        self._mode = mode
+        self._refusal = refusal
+        self._accepted = accepted
+        self._caller = caller
+        self._reception: Reception | None = None
 
     def prepare(self) -> None:
         """Listen. As many descriptors may be open as the system allows: each connection needs a few."""
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        super().prepare()
-
-    def error_log(self, msg: str = "", level: int = 20, traceback: bool = False) -> None:
-        error = sys.exc_info()[1]
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            log.error("too many connections; waiting for some to end")
-            time.sleep(_WAIT_FOR_DESCRIPTORS_S)  # the connection that waits would wake us at once, again and again
-            return
-        log.log(level, "http server", detail=str(msg), exc_info=traceback)
+        self._reception = Reception(
+            _listening(str(self.bind_addr), self._mode), self.limits, self._connect, self.refusal_bytes
+        )
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT; calls in flight are finished first. Needs the main thread."""
-        stopping: list[threading.Thread] = []
+        """Serve until SIGTERM or SIGINT; calls in flight are finished first. Needs the main thread.
 
-        def stop(*_: object) -> None:
-            stopping.append(threading.Thread(target=self.stop, name="stop"))
-            stopping[-1].start()
-
+        Calls that do not end in `drain_s` are cut off: the process ends at once then, since what they work with
+        cannot be closed under them.
+        """
+        reception = self._prepared()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signal_number, stop)
-        self.serve()
-        self.stop()
-        for thread in stopping:  # only then may the caller close what the calls in flight work with
-            thread.join()
+            signal.signal(signal_number, lambda *_: reception.stop())
+        if not reception.run():
+            log.error("calls in flight did not end, and are cut off", waited_s=self.limits.drain_s)
+            os._exit(_EXIT_CUT_OFF)
+
+    @property
+    def can_add_keepalive_connection(self) -> bool:
+        """Whether a connection may go on after the answer that is being made; cheroot asks."""
+        return not self._prepared().is_stopping
+
+    def refusal_bytes(self, status: int, sentence: str) -> bytes:
+        """The answer to what the application does not see."""
+        content_type, body = self._refusal(status, sentence)
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {content_type}\r\n"
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            head += f"Retry-After: {RETRY_AFTER_S}\r\n"
+        return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode("ascii") + body
+
+    def _connect(self, accepted: socket.socket) -> Connection:
+        connection = Connection(self, accepted)
+        self._accepted(connection)
+        connection.caller = self._caller(connection)
+        return connection
+
+    def _prepared(self) -> Reception:
+        if self._reception is None:
+            raise RuntimeError("the server does not listen yet")
+        return self._reception
+
+
+def _listening(path: str, mode: int) -> socket.socket:
+    """Make the socket under a private name, listen, then rename it over the final one."""
+    private = os.path.join(os.path.dirname(path), f".{os.getpid()}")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(private)
+        listener.bind(private)
+        os.chmod(private, mode)
+        listener.listen(_BACKLOG)
+        os.rename(private, path)
+    except OSError:
+        listener.close()
+        raise
+    return listener

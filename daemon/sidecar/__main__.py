@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import logging
 import os
+import secrets
 import sqlite3
 import sys
 from collections.abc import Sequence
@@ -15,18 +16,27 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from brokervol.bundle import write_client
 from brokervol.server import UnixServer
-from sidecar.api import MAX_BODY_BYTES, create_app, refusal
+from sidecar.api import create_app
+from sidecar.audit import OFF, TO_LOG, AuditLog
+from sidecar.errors import refusal
+from sidecar.limits import add_options, limits_of, owner_of
 from sidecar.workspaces import CallerWorkspaces, Workspaces, read_workspaces
-from storage import catalog, linux
+from storage import catalog, journal, linux
 from storage.configuration.exceptions import InvalidWorkspaceConfiguration
 from storage.definitions import DefinitionStore, definitions_path
 
 log = structlog.get_logger()
 
 _VIEWS = ("caller", "self")
+# What each view needs to have. Over files, so as to lend a caller that is root what it has itself, and to give a
+# finished file of the caller's its mode; to see a caller's root and mounts, and to take its user and groups.
+_OVER_FILES = linux.mask(linux.CAP_DAC_OVERRIDE, linux.CAP_DAC_READ_SEARCH, linux.CAP_FOWNER)
+_TO_ACT = linux.mask(linux.CAP_SYS_PTRACE, linux.CAP_SETUID, linux.CAP_SETGID)
+CAPABILITIES = {
+    "caller": _OVER_FILES | _TO_ACT,
+    "self": _OVER_FILES,
+}
 _LEVELS = ("debug", "info", "warning", "error")
-_THREADS = 32
-_TIMEOUT_S = 60
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, options.log_level.upper())),
         processors=[
+            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
@@ -57,24 +68,42 @@ def _serve(options: argparse.Namespace) -> None:
     state = os.path.dirname(definitions_path(options.root))
     os.makedirs(state, mode=0o700, exist_ok=True)
     with contextlib.ExitStack() as stack:
+        journal.use_owner(_journal_owner(state))
         workspaces = _workspaces(options, stack)
         files = catalog.configure(options.database_url or f"sqlite:///{state}/catalog.sqlite")
         stack.callback(files.close)
-        _give_up_privileges()
+        audit = AuditLog(_audit_target(options.audit_log, state))
+        stack.callback(audit.close)
+        _give_up_privileges(options.view)
         server = UnixServer(
             options.listen,
-            create_app(workspaces, files),
+            create_app(workspaces, files, audit, options.limits),
             mode=0o666,  # whoever reaches the socket may connect: the caller's mounts are the policy
-            threads=_THREADS,
-            timeout_s=_TIMEOUT_S,
-            max_body_bytes=MAX_BODY_BYTES,
+            limits=options.limits.of_server(),
             refusal=refusal,
             accepted=workspaces.accepted,
+            caller=owner_of,
         )
         _fill_directory(options)
         server.prepare()
         log.info("sidecar listens", socket=options.listen, view=options.view)
         server.run()
+
+
+def _journal_owner(state: str) -> str:
+    """A name that stays the same for all sidecars that follow one another on this state directory."""
+    path = os.path.join(state, "journal-owner")
+    if not os.path.exists(path):
+        with open(f"{path}.new", "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(16))
+        os.replace(file.name, path)
+    with open(path, encoding="ascii") as file:
+        return f"sidecar {file.read()}"
+
+
+def _audit_target(given: str, state: str) -> str:
+    """Where the audit log goes: a file's path, which is below the state directory if it is not absolute."""
+    return given if given in (TO_LOG, OFF) else os.path.join(state, given)
 
 
 def _tell_sdk(credentials: str) -> None:
@@ -101,10 +130,14 @@ def _workspaces(options: argparse.Namespace, stack: contextlib.ExitStack) -> Wor
     return read_workspaces(options.workspaces)
 
 
-def _give_up_privileges() -> None:
-    """This process parses what strangers send: it never mounts, and nothing it starts gains a privilege."""
-    linux.drop_capability(linux.CAP_SYS_ADMIN)
+def _give_up_privileges(view: str) -> None:
+    """This process parses what strangers send, and may hold keys: it keeps only what its work needs."""
+    linux.keep_capabilities(CAPABILITIES[view])
+    _, permitted, _ = linux.capabilities()
+    if view == "caller" and _TO_ACT & ~permitted:
+        raise PermissionError("the view of callers needs CAP_SYS_PTRACE, CAP_SETUID and CAP_SETGID: run as root")
     linux.set_no_new_privileges()
+    linux.forbid_dumps()
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -147,15 +180,29 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         help="SQLAlchemy URL of the catalog [DATABASE_URL] (SQLite below ROOT)",
     )
     parser.add_argument(
+        "--audit-log",
+        default=environment.get("BROKERVOL_AUDIT_LOG") or "audit.jsonl",
+        help="file of who did what, below ROOT/.state if relative; - for standard output, off for none"
+        " [BROKERVOL_AUDIT_LOG] (%(default)s)",
+    )
+    parser.add_argument(
         "--log-level",
         choices=_LEVELS,
         default=environment.get("LOG_LEVEL", "info").lower(),
         help="least severity to log [LOG_LEVEL] (%(default)s)",
     )
-    options = parser.parse_args(argv)
+    add_options(parser.add_argument_group("limits", "whole numbers, see docs/command-line.md"), environment)
+    return _checked(parser, parser.parse_args(argv))
+
+
+def _checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
     for name, accepted in (("view", _VIEWS), ("log_level", _LEVELS)):  # argparse trusts the environment's values
         if getattr(options, name) not in accepted:
             parser.error(f"{name} is {getattr(options, name)!r}; accepted are: {', '.join(accepted)}")
+    try:
+        options.limits = limits_of(options)
+    except ValueError as error:
+        parser.error(str(error))
     options.root = os.path.realpath(options.root)  # as mountinfo shows it
     options.listen = options.listen or os.path.join(_volume_directory(options.root), "broker.sock")
     return options

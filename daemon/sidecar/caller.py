@@ -14,6 +14,7 @@ import re
 import select
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
@@ -34,18 +35,13 @@ log = structlog.get_logger()
 _SO_PEERPIDFD = 77
 
 # The capabilities that let a process pass file permissions: of those, a caller lends us what it has itself.
-_FILE_CAPABILITIES = sum(
-    1 << capability
-    for capability in (
-        linux.CAP_CHOWN,
-        linux.CAP_DAC_OVERRIDE,
-        linux.CAP_DAC_READ_SEARCH,
-        linux.CAP_FOWNER,
-        linux.CAP_FSETID,
-    )
-)
+# Not those to give files away or to keep set-id bits: nothing here does either.
+_FILE_CAPABILITIES = linux.mask(linux.CAP_DAC_OVERRIDE, linux.CAP_DAC_READ_SEARCH, linux.CAP_FOWNER)
 
-_EXIT_IDENTITY_LOST = 70
+EXIT_IDENTITY_LOST = 70
+
+# Whose identity a thread has taken.
+_thread = threading.local()
 
 # How the engine names a container's control group, whichever the driver: `/docker/ID`, `docker-ID.scope`.
 _CONTAINER_ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
@@ -80,6 +76,7 @@ class Caller:
             self.groups = linux.peer_groups(connection.fileno())
         except OSError as error:
             raise PermissionDenied(f"the kernel does not tell the caller's groups: {error.strerror}") from error
+        self._lent = 0  # when its identity was last taken
         self._pidfd = _peer_pidfd(connection, self.pid)
         try:
             self._proc = os.open(f"/proc/{self.pid}", os.O_PATH | os.O_DIRECTORY)
@@ -126,9 +123,12 @@ class Caller:
         would lend what that program has. And the user namespace is looked at last: capabilities in one that was
         just made are none here, and nobody comes back from it.
         """
-        status = self._status()
+        try:
+            status = self._status()
+            ours, theirs = os.stat("/proc/self/ns/user"), os.stat("ns/user", dir_fd=self._proc)
+        except OSError as error:
+            raise CallerGone("the calling process has exited") from error
         users = {self.uid, *(int(user) for user in status["Uid"].split())}
-        ours, theirs = os.stat("/proc/self/ns/user"), os.stat("ns/user", dir_fd=self._proc)
         if users != {0} or (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino):
             return 0
         return int(status["CapEff"], 16) & _FILE_CAPABILITIES
@@ -148,14 +148,36 @@ class Caller:
 
     @contextmanager
     def identity(self) -> Iterator[None]:
-        """Run the block with the caller's file-system identity on this thread; ours is back at its end."""
-        lent = self.file_capabilities()
+        """Run the block with the caller's file-system identity on this thread; ours is back at its end.
+
+        If it cannot be brought back, the process ends with `EXIT_IDENTITY_LOST`.
+
+        Raises:
+            CallerGone: it has exited, and does nothing any more.
+        """
+        self.check_alive()
+        self._lent = self.file_capabilities()
+        with self._worn():
+            yield
+
+    @contextmanager
+    def last_identity(self) -> Iterator[None]:
+        """The identity as last taken, also if the process has exited since: to clear away what was begun."""
+        with self._worn():
+            yield
+
+    @contextmanager
+    def _worn(self) -> Iterator[None]:
+        if getattr(_thread, "caller", None) is self:  # what was given back inside would be missing outside
+            yield
+            return
         own_groups = os.getgroups()
         effective, permitted, inheritable = linux.capabilities()
         try:
+            _thread.caller = self
             linux.set_thread_groups(self.groups)
             linux.set_fs_ids(self.uid, self.gid)
-            linux.set_capabilities(lent & permitted, permitted, inheritable)
+            linux.set_capabilities(self._lent & permitted, permitted, inheritable)
             yield
         finally:
             try:
@@ -164,6 +186,7 @@ class Caller:
                 linux.set_fs_ids(os.geteuid(), os.getegid())
                 # Changing the file-system user changed the effective set once more.
                 linux.set_capabilities(effective, permitted, inheritable)
+                _thread.caller = None
             except BaseException as error:  # a thread with a stranger's identity must not go on
                 _give_up(error)
 
@@ -194,21 +217,43 @@ class CallerView(FileView):
     def acting(self) -> AbstractContextManager[None]:
         return self._caller.identity()
 
+    def leaving(self) -> AbstractContextManager[None]:
+        return self._caller.last_identity()
+
     def open_root(self) -> Directory:
         return Directory(os.dup(self._root), linux.RESOLVE_IN_ROOT, self._is_covered)
 
     def open_workspace(self, volume_path: str) -> Directory:
         subject = f"open the workspace at {quoted(volume_path)}"
-        with self.open_root() as root, os_errors(subject, missing=InvalidPath):
-            fd = root.open(volume_path.lstrip("/"), os.O_PATH | os.O_DIRECTORY)
-        directory = Directory(fd, WORKSPACE_RESOLVE, self._is_covered)
+        with os_errors(subject, missing=InvalidPath):
+            found = self._open_mount(self.held[volume_path])
+        if found is None:
+            raise InvalidPath(f"{subject}: something else is mounted there now")
+        return Directory(found, WORKSPACE_RESOLVE, self._is_covered)
+
+    def has_directory(self, mount: Mount) -> bool:
+        """Whether the caller's root leads to the mount, and it is of a directory: a file can be mounted, too."""
         try:
-            if linux.mount_id(fd) != self.held[volume_path].mount_id:
-                raise InvalidPath(f"{subject}: something else is mounted there now")
+            found = self._open_mount(mount)
+        except OSError:
+            return False
+        if found is not None:
+            os.close(found)
+        return found is not None
+
+    def _open_mount(self, mount: Mount) -> int | None:
+        """A descriptor of the directory that is mounted; None where something else is mounted at its place now."""
+        with self.open_root() as root:
+            found = root.open(mount.mountpoint.lstrip("/"), os.O_PATH | os.O_DIRECTORY)
+        try:
+            is_right = linux.mount_id(found) == mount.mount_id
         except BaseException:
-            directory.close()
+            os.close(found)
             raise
-        return directory
+        if is_right:
+            return found
+        os.close(found)
+        return None
 
     def _is_covered(self, parent: int, name: str) -> bool:
         """Whether any mount of the caller covers this name, also one made through another mount of the directory.
@@ -275,5 +320,7 @@ def _peer_pidfd(connection: socket.socket, pid: int) -> int:
 
 
 def _give_up(error: BaseException) -> NoReturn:
-    log.critical("a thread could not drop its caller's identity; ending the process", error=str(error))
-    os._exit(_EXIT_IDENTITY_LOST)
+    try:
+        log.critical("a thread could not drop its caller's identity; ending the process", error=str(error))
+    finally:
+        os._exit(EXIT_IDENTITY_LOST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -19,15 +20,23 @@ STATUS_OF_CODE: dict[str, int] = {
     "invalid-path": 400,
     "invalid-request": 400,
     "already-exists": 409,
+    "in-progress": 409,
+    "precondition-failed": 412,
+    "range-not-satisfiable": 416,
     "unsupported": 501,
     "backend-unavailable": 503,
     "no-space": 507,
     "too-large": 413,
+    "too-slow": 408,
+    "busy": 503,
     "invalid-broker-configuration": 422,
     "internal-error": 500,
 }
 
 RETRY_AFTER_S = 5
+
+# What the same request may get past a little later.
+RETRIED = ("backend-unavailable", "busy", "in-progress")
 
 
 class UnknownWorkspace(StorageError):
@@ -42,10 +51,34 @@ class InvalidRequest(StorageError):
     code = "invalid-request"
 
 
+class InProgress(StorageError):
+    """A request with the same idempotency key is being worked on."""
+
+    code = "in-progress"
+
+
 class InvalidConfiguration(StorageError):
     """A configuration to validate is not valid."""
 
     code = "invalid-broker-configuration"
+
+
+class BodyTooLarge(StorageError):
+    """A body that has to be held whole is larger than what is held."""
+
+    code = "too-large"
+
+
+class BodyTooSlow(StorageError):
+    """A body was not sent fast enough."""
+
+    code = "too-slow"
+
+
+class Busy(StorageError):
+    """As many requests are being worked on as there may be; this one was not begun."""
+
+    code = "busy"
 
 
 def problem(code: str, detail: str, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -59,3 +92,23 @@ def problem(code: str, detail: str, extra: Mapping[str, Any] | None = None) -> d
         "code": code,
         **(extra or {}),
     }
+
+
+_CODE_OF_REFUSAL = {
+    405: "method-not-allowed",
+    408: "too-slow",
+    413: "too-large",
+    414: "too-large",
+    431: "too-large",
+    500: "internal-error",
+    501: "unsupported",
+    503: "busy",
+}
+
+
+def refusal(status: int, sentence: str) -> tuple[str, bytes]:
+    """The answer to what is no request, too much or too slow; see `brokervol.server`."""
+    code = _CODE_OF_REFUSAL.get(status, "invalid-request")
+    detail = f"the request is malformed: {sentence}" if code == "invalid-request" else sentence
+    said = {"status": status, "title": HTTPStatus(status).phrase}
+    return "application/problem+json", json.dumps(problem(code, detail, said)).encode("ascii")

@@ -16,9 +16,9 @@ import pytest
 from lab.directories import temporary_directory
 from lab.hostile import REFUSED_PATHS
 from lab.processes import Running, wait_until
-from lab.sidecar import descriptors, self_sidecar
-from lab.task import Answer, ask
-from lab.unix_http import connected, exchange
+from lab.sidecar import caller_sidecar, descriptors, self_sidecar
+from lab.task import Answer, Identity, Task, ask
+from lab.unix_http import UnixConnection, connected, exchange
 
 LINES = {"Accept": "application/x-ndjson"}
 
@@ -430,6 +430,64 @@ def test_what_is_not_there_and_what_cannot_be_done(api: Api) -> None:
     assert_problem(api.get("/v2/workspaces"), 404, "not-found")
     assert_problem(api.post("/v1/workspaces", {}), 405, "method-not-allowed")
     assert_problem(api.get(f"{api.ws}/upload"), 405, "method-not-allowed")
+
+
+def test_head_answers_as_get_without_the_body(api: Api) -> None:
+    (api.disk / "f").touch()
+    connection = UnixConnection(api.process.socket_path)
+    for path in ("/healthz", "/v1/openapi.json", "/v1/workspaces", api.ws, f"{api.ws}/files", f"{api.ws}/catalog"):
+        for query in ("", "?nonsense=1"):
+            answers = []
+            for method in ("GET", "HEAD"):
+                connection.request(method, path + query)
+                response = connection.getresponse()
+                body = response.read()
+                headers = {name: value for name, value in response.headers.items() if name not in CHANGING}
+                answers.append((response.status, headers))
+                assert bool(body) == (method == "GET")
+            assert answers[0] == answers[1]
+    connection.close()
+
+
+CHANGING = ("Date", "X-Request-Id")
+
+
+def test_a_method_that_is_not_possible_is_told_with_those_that_are(api: Api) -> None:
+    for method, path, allowed in (
+        ("OPTIONS", "/v1/workspaces", {"GET", "HEAD"}),
+        ("PATCH", f"{api.ws}/files", {"GET", "HEAD"}),
+        ("GET", f"{api.ws}/upload", {"POST"}),
+        ("DELETE", f"{api.ws}/content/f", {"GET", "HEAD", "PUT"}),
+    ):
+        answer = ask(api.process.socket_path, method, path)
+        assert_problem(answer, 405, "method-not-allowed")
+        assert set(answer.headers["allow"].split(", ")) == allowed
+
+
+@pytest.mark.root
+def test_records_and_paths_are_for_whoever_can_enter_the_mount(short_dir: Path) -> None:
+    """A process that has a view of other tasks' mounts sees theirs; the sight of one is no key."""
+    data, root = short_dir / "data", short_dir / "task"
+    (data / "sub").mkdir(parents=True)
+    (root / "tmp").mkdir(parents=True)
+    (root / "tmp/in").touch()
+    binds = [(short_dir / "root/sidecar", "/run/brokervol", "ro"), (data, "/closed/data", "rw")]
+    body = {"files": [{"file_path": "f"}]}
+    with caller_sidecar(short_dir, {"data": data}):
+        with Task(root, binds) as task:
+            item = {"local_path": "/tmp/in", "file_path": "f"}
+            assert task.post("/v1/workspaces/data/upload", {"files": [item]}).status == 200
+            assert task.post("/v1/workspaces/data/paths", body).json == {"paths": ["/closed/data/f"]}
+        (root / "closed").chmod(0o700)
+        with Task(root, binds, Identity(uid=1000, gid=1000)) as task:
+            answers = [task.get(f"/v1/workspaces/data/{path}") for path in ("files", "catalog", "content/f")]
+            answers += [task.post(f"/v1/workspaces/data/{verb}", body) for verb in ("paths", "delete")]
+            answers.append(task.get("/v1/workspaces/data/catalog", **LINES))
+            for answer in answers:
+                assert_problem(answer, 403, "permission-denied")
+            health = task.get("/v1/workspaces/data").json["health"]
+            assert (health["status"], health["code"]) == ("unreachable", "permission-denied")
+    assert (data / "f").exists()
 
 
 def test_a_body_too_large_is_refused(api: Api) -> None:

@@ -187,6 +187,7 @@ def test_validation_asks_nobody(site: Site) -> None:
     assert "stranger" not in site.sidecar.log()
 
 
+@pytest.mark.root  # for others its memory is closed
 def test_sidecar_without_buckets_does_not_load_the_sdks(short_dir: Path) -> None:
     (short_dir / "data").mkdir()
     host = {"data": {"broker": {"type": "host", "host_path": str(short_dir / "data")}}}

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,19 @@ exec "$@"
 
 
 @contextlib.contextmanager
-def self_sidecar(directory: Path, workspaces: Mapping[str, Any]) -> Iterator[Running]:
-    """A sidecar with `--view self` over the given workspace configurations; its socket is `.socket`."""
+def self_sidecar(directory: Path, workspaces: Mapping[str, Any], prefix: Sequence[str] = ()) -> Iterator[Running]:
+    """A sidecar with `--view self` over the given workspace configurations; `prefix` is put before its command."""
     file = directory / "workspaces.json"
     file.write_text(json.dumps(workspaces))
     options = ["--view", "self", "--workspaces", str(file), "--root", str(directory / "root")]
-    with _started(directory, [], options) as found:
+    with _started(directory, [*prefix], options) as found:
         yield found
 
 
 @contextlib.contextmanager
-def caller_sidecar(directory: Path, volumes: Mapping[str, Path]) -> Iterator[Running]:
+def caller_sidecar(
+    directory: Path, volumes: Mapping[str, Path], prefix: Sequence[str] = (), module: Sequence[str] = ("sidecar",)
+) -> Iterator[Running]:
     """A sidecar that acts as its callers, with the given host directories as volumes. Needs root."""
     root = directory / "root"
     (root / ".state").mkdir(parents=True, exist_ok=True)
@@ -47,16 +49,18 @@ def caller_sidecar(directory: Path, volumes: Mapping[str, Path]) -> Iterator[Run
             binds += [str(source), place]
         definitions.save(Definition("broker", {"type": "sidecar"}, utc_now()))
         definitions.save(Definition("future", {"type": "tape", "library": "x"}, utc_now()))
-    prefix = ["unshare", "--mount", "--propagation", "private"]
-    prefix += ["sh", "-c", _BIND_AND_RUN, "sh", str(len(volumes)), *binds]
-    with _started(directory, prefix, ["--root", str(root)]) as found:
+    isolated = [*prefix, "unshare", "--mount", "--propagation", "private"]
+    isolated += ["sh", "-c", _BIND_AND_RUN, "sh", str(len(volumes)), *binds]
+    with _started(directory, isolated, ["--root", str(root)], module) as found:
         yield found
 
 
 @contextlib.contextmanager
-def _started(directory: Path, prefix: list[str], options: list[str]) -> Iterator[Running]:
+def _started(
+    directory: Path, prefix: list[str], options: list[str], module: Sequence[str] = ("sidecar",)
+) -> Iterator[Running]:
     socket = directory / "root" / "sidecar" / "broker.sock"
-    command = [*prefix, sys.executable, "-m", "sidecar", "--listen", str(socket), *options]
+    command = [*prefix, sys.executable, "-m", *module, "--listen", str(socket), *options]
     with running(command, {}, str(socket)) as found:
         yield found
 
@@ -72,9 +76,12 @@ def thread_identities(pid: int) -> set[tuple[str, ...]]:
 
 
 def descriptors(pid: int) -> int:
-    """How many descriptors the process has open, its pool of database connections apart."""
+    """How many descriptors the process has open, its pool of database connections apart; 0 for who is not root.
+
+    It is closed to its own user, too (`storage.linux.forbid_dumps`).
+    """
     found = 0
-    for descriptor in os.listdir(f"/proc/{pid}/fd"):
+    for descriptor in os.listdir(f"/proc/{pid}/fd") if os.geteuid() == 0 else ():
         with contextlib.suppress(FileNotFoundError):
             found += ".sqlite" not in os.readlink(f"/proc/{pid}/fd/{descriptor}")
     return found

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lab import intruder
 from lab.unix_http import UnixConnection, request
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ SOCKET = "/run/brokervol/broker.sock"
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
+_MNT_DETACH = 2
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Task:
         root: an existing directory that becomes the task's root.
         binds: (source, target below root, "ro" or "rw"), as `docker run -v`.
         host: the host that it runs on, where `root` and the sources are.
+        is_pivoted: whether the root is that of its mounts, as an engine does it. Only such a task can make user
+            namespaces; and nothing of the outside, `mount_file` and the like included, has a path in its mounts.
     """
 
     def __init__(
@@ -70,6 +74,8 @@ class Task:
         binds: list[tuple[Path, str, str]],
         identity: Identity | None = None,
         host: Host | None = None,
+        *,
+        is_pivoted: bool = False,
     ) -> None:
         outside = Path(f"/proc/{host.pid}/root{root}") if host else root
         for _, target, _ in binds:
@@ -78,6 +84,7 @@ class Task:
             "root": str(root),
             "binds": [[str(source), target, mode] for source, target, mode in binds],
             "identity": asdict(identity or Identity()),
+            "is_pivoted": is_pivoted,
         }
         entering = host.entering if host else []
         command = [*entering, sys.executable, "-m", "lab.task", json.dumps(plan)]
@@ -93,8 +100,8 @@ class Task:
             self.close()
             raise
 
-    def attack(self, name: str, *arguments: str) -> Any:
-        """Have the task do one of `ATTACKS` and return what it saw."""
+    def attack(self, name: str, *arguments: Any) -> Any:
+        """Have the task do one of `ATTACKS`, here or in `lab.intruder`, and return what it saw."""
         return self._ask({"attack": name, "arguments": arguments})
 
     def mount_file(self, source: Path, target: str) -> None:
@@ -156,7 +163,8 @@ def ask(path: str, method: str, target: str, body: object = None, headers: dict[
     return Answer(found.status, {key.lower(): value for key, value in found.headers.items()}, text)
 
 
-def _become(plan: dict[str, Any]) -> None:
+def become(plan: dict[str, Any]) -> None:
+    """Make this process the task of a plan: root, binds, identity."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def must(result: int, what: str) -> None:
@@ -169,12 +177,19 @@ def _become(plan: dict[str, Any]) -> None:
 
     must(libc.unshare(_CLONE_NEWNS), "unshare")
     mount(None, "/", _MS_REC | _MS_PRIVATE)
+    if plan.get("is_pivoted"):
+        mount(plan["root"], plan["root"], _MS_BIND)
     for source, target, mode in plan["binds"]:
         place = plan["root"] + target
         mount(source, place, _MS_BIND)
         if mode == "ro":
             mount(None, place, _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
-    os.chroot(plan["root"])
+    if plan.get("is_pivoted"):
+        os.chdir(plan["root"])
+        must(libc.pivot_root(b".", b"."), "pivot_root")
+        must(libc.umount2(b".", ctypes.c_int(_MNT_DETACH)), "umount2")
+    else:
+        os.chroot(plan["root"])
     os.chdir("/")
     identity = plan["identity"]
     os.setgroups(identity["groups"])
@@ -230,8 +245,9 @@ def _ask_and_leave_namespace(path: str, body: str) -> list[int]:
     if os.fork() == 0:
         connection = UnixConnection(SOCKET)
         connection.request("POST", path, body)
-        ctypes.CDLL(None).unshare(_CLONE_NEWUSER)
-        os.write(tell, str(connection.getresponse().status).encode())
+        made = ctypes.CDLL(None).unshare(_CLONE_NEWUSER)
+        status = connection.getresponse().status
+        os.write(tell, str(status if made == 0 else made).encode())
         os._exit(0)
     return _told(told, tell)
 
@@ -244,15 +260,32 @@ def _hold_leases(directory: str) -> list[int]:
     return []
 
 
-ATTACKS: dict[str, Callable[..., list[int]]] = {
+_stalled: list[UnixConnection] = []
+
+
+def _stall(content: str) -> list[int]:
+    """Begin to put `new` and to get `large` below the URL `content`, and go on with neither."""
+    for method, name in (("PUT", "new"), ("GET", "large")):
+        connection = UnixConnection(SOCKET)
+        connection.putrequest(method, f"{content}/{name}")
+        if method == "PUT":
+            connection.putheader("Content-Length", "1000000000")
+        connection.endheaders(bytes(3_000_000) if method == "PUT" else None)
+        _stalled.append(connection)
+    return []
+
+
+ATTACKS: dict[str, Callable[..., Any]] = {
+    **intruder.ATTACKS,
     "exec": _ask_after_exec,
     "namespace": _ask_and_leave_namespace,
     "leases": _hold_leases,
+    "stall": _stall,
 }
 
 
 def _main() -> None:
-    _become(json.loads(sys.argv[1]))
+    become(json.loads(sys.argv[1]))
     for line in sys.stdin:
         question = json.loads(line)
         answer: object = "ready"

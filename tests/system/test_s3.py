@@ -82,7 +82,7 @@ class Site:
 @pytest.fixture(scope="module")
 def profile(
     shared_engine: Engine, seaweedfs: S3Server, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[None]:
+) -> Iterator[Path]:
     """A credentials file on the host, of which the plugin is told: the machine's own /etc is not touched."""
     path = tmp_path_factory.mktemp("s3") / "credentials"
     path.touch(mode=0o600)
@@ -91,14 +91,14 @@ def profile(
     plugin: Plugin = shared_engine.client.plugins.get(PLUGIN)  # type: ignore[no-untyped-call]
     # `docker plugin set` can empty a variable, not unset it.
     build.enable(plugin, {"BROKERVOL_CREDENTIALS": f"/hostfs{path}", "AWS_MAX_ATTEMPTS": "", "AWS_CA_BUNDLE": ""})
-    yield
+    yield path
     plugin.reload()
     build.enable(plugin, {"BROKERVOL_CREDENTIALS": "/hostfs/etc/brokervol/credentials"})
 
 
 @pytest.fixture
 def site(
-    engine: Engine, profile: None, seaweedfs: S3Server, new_bucket: Callable[[S3Server], str]
+    engine: Engine, profile: Path, seaweedfs: S3Server, new_bucket: Callable[[S3Server], str]
 ) -> Iterator[Site]:
     yield Site(engine, seaweedfs, new_bucket(seaweedfs))
     (sidecar,) = [pid for pid in engine.plugin_pids(PLUGIN) if b"sidecar" in arguments(pid)]
@@ -213,6 +213,93 @@ def test_no_secret_is_where_a_task_or_an_engines_user_can_see_it(site: Site) -> 
     assert "credentials" in told
     for secret in (site.server.secret_access_key, site.server.access_key_id):
         assert secret not in told
+
+
+# Prints what it could read of a process, and of what it could not, why.
+LOOK = """
+import ctypes, os, sys
+
+pid, keys, address = sys.argv[1:]
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def attempt(name, function):
+    try:
+        print(name, function())
+    except OSError as error:
+        print(name, error.strerror)
+
+
+def call(function, *arguments):
+    if function(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def vector(address):
+    return (ctypes.c_uint64 * 2)(address, 16)
+
+
+def read_memory():
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        memory.seek(int(address, 16))
+        return memory.read(16)
+
+
+for name in ("environ", "maps", "auxv", "stack"):
+    attempt(name, lambda: open(f"/proc/{pid}/{name}").read())
+for name in ("fd/0", "root", "cwd", "exe", "ns/mnt"):
+    attempt(name, lambda: os.readlink(f"/proc/{pid}/{name}"))
+attempt("map_files", lambda: os.listdir(f"/proc/{pid}/map_files"))
+attempt("mem", read_memory)
+attempt("keys", lambda: open(f"/proc/{pid}/root{keys}").read())
+attempt("ptrace", lambda: call(libc.ptrace, 16, int(pid), None, None))
+buffer, one = ctypes.create_string_buffer(16), ctypes.c_ulong(1)
+vectors = vector(ctypes.addressof(buffer)), one, vector(int(address, 16)), one
+attempt("process_vm_readv", lambda: call(libc.process_vm_readv, int(pid), *vectors, ctypes.c_ulong(0)))
+attempt("pidfd_getfd", lambda: call(libc.syscall, 438, os.pidfd_open(int(pid)), 3, 0))
+"""
+
+
+@pytest.mark.parametrize("user", [0, USER])
+def test_a_task_cannot_look_into_the_sidecar(site: Site, profile: Path, user: int) -> None:
+    """In its own pid namespace it is not there; with the host's, the kernel refuses without CAP_SYS_PTRACE."""
+    secret = site.server.secret_access_key
+    (sidecar,) = [pid for pid in site.engine.plugin_pids(PLUGIN) if b"sidecar" in arguments(pid)]
+    address = Path(f"/proc/{sidecar}/maps").read_text().partition("-")[0]
+    in_plugin = f"/hostfs{profile}"
+    seen: list[str] = []
+
+    def inside_as_user(*command: str) -> Result:
+        found = inside(container, *command, user=str(user))
+        seen.append(found.output)
+        return found
+
+    with site.engine.running(
+        TASK, "sleep", "1000", init=True, pid_mode="host", volumes=site.volumes()
+    ) as container:
+        assert inside_as_user(CLIENT, "ls", "imagery:").exit_code == 0, "the keys are in use"
+        exit_code, output = inside_as_user("python3", "-c", LOOK, str(sidecar), in_plugin, address)
+        assert exit_code == 0, output
+        said = dict(line.split(" ", 1) for line in output.splitlines())
+        assert len(said) == 15
+        assert set(said.values()) <= {"Permission denied", "Operation not permitted"}, output
+        for path in (
+            f"/proc/{sidecar}/root{in_plugin}",
+            f"/proc/{sidecar}/environ",
+            f"/proc/{sidecar}/mem",
+            "/proc/self/environ",
+            in_plugin,
+            str(profile),
+        ):
+            assert inside_as_user(CLIENT, "cp", path, "imagery:stolen").exit_code != 0, path
+        inside_as_user("sh", "-c", "env; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null")
+    with site.task() as container:
+        exit_code, output = inside_as_user("sh", "-c", "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ; env")
+        assert "volumedriver" not in output
+    assert site.objects() == {}
+    assert secret in profile.read_text()
+    for text in seen:
+        assert secret not in text
 
 
 def test_secrets_as_options_are_refused_and_not_repeated(site: Site) -> None:

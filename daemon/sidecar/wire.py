@@ -1,0 +1,172 @@
+"""What all views share: the session of a request, and the forms of answers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import structlog
+from flask import Response, current_app, g, request
+
+from brokervol.server import Connection
+from sidecar import bodies
+from sidecar.audit import AuditLog, Telling, who
+from sidecar.errors import RETRIED, RETRY_AFTER_S, STATUS_OF_CODE, problem
+from sidecar.limits import Bulkheads
+from sidecar.operations import Workspace
+from sidecar.workspaces import Session, Workspaces
+from storage.catalog import Catalog
+from storage.exceptions import StorageError
+
+log = structlog.get_logger()
+
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+ANY = "*/*"
+PROBLEM = "application/problem+json"
+
+T = TypeVar("T")
+
+# What a client may be sent in one write, and how long its first line may wait for others.
+_LINES_A_BLOCK = 500
+_BLOCK_S = 0.1
+
+
+def session() -> Session:
+    """The session of this request, opened when first needed and closed with the response."""
+    if "session" not in g:
+        workspaces: Workspaces = current_app.extensions["workspaces"]
+        g.session = workspaces.session(connection())
+    found: Session = g.session
+    return found
+
+
+def close_with_response(response: Response) -> Response:
+    """Close with the response, after the last line of a stream, what the request has opened, and tell of it."""
+    if "telling" in g:
+        response.headers["X-Request-Id"] = telling().request_id
+    for name in ("session", "place", "telling"):
+        if name in g:
+            response.call_on_close(g.pop(name).close)
+    return response
+
+
+def begin_telling(operation: str, ws: str | None) -> None:
+    """From now on the audit log is told of this request, and the lines of the other log name it."""
+    audit: AuditLog = current_app.extensions["audit"]
+    g.telling = Telling(audit, who(connection()), operation, ws)
+    structlog.contextvars.bind_contextvars(request=g.telling.request_id)
+
+
+def telling() -> Telling:
+    """What the audit log will be told of this request."""
+    found: Telling = g.telling
+    return found
+
+
+def connection() -> Connection:
+    """The connection that the request came on."""
+    found: Connection = request.environ["brokervol.connection"]
+    return found
+
+
+def catalog() -> Catalog:
+    found: Catalog = current_app.extensions["catalog"]
+    return found
+
+
+def open_workspace(ws: str) -> Workspace:
+    """The workspace of that name, as the caller holds it.
+
+    Raises:
+        UnknownWorkspace, PermissionDenied, InvalidPath: see `Workspace`.
+        Busy: too many requests work in it.
+    """
+    mine = session()
+    if ws in mine.holdings and "place" not in g:  # before it is looked at: its backend may hang
+        bulkheads: Bulkheads = current_app.extensions["bulkheads"]
+        g.place = bulkheads.enter(ws, connection().caller)
+    return Workspace(mine, ws, catalog())
+
+
+def whole_body() -> bytes:
+    """The body, of which so much is held and no more. Raises as `bodies.whole`."""
+    return bodies.whole(request.environ, current_app.config["MAX_CONTENT_LENGTH"])
+
+
+def json_answer(document: Any, status: int = 200, content_type: str = JSON) -> Response:
+    return Response(json.dumps(document), status, content_type=content_type)
+
+
+def problem_answer(code: str, detail: str, extra: Mapping[str, Any] | None = None) -> Response:
+    """The answer to what failed: RFC 9457, with `Retry-After` where to try again helps."""
+    if "telling" in g:
+        telling().outcome = code
+    response = json_answer(problem(code, detail, extra), STATUS_OF_CODE[code], PROBLEM)
+    if code in RETRIED:
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return response
+
+
+def wants_lines(default: str = JSON) -> bool:
+    """Whether the client would rather have a document a line than one document."""
+    other = JSON if default == NDJSON else NDJSON
+    return request.accept_mimetypes.best_match((default, other)) == NDJSON
+
+
+def lines_answer(documents: Iterable[Any], block: int = _LINES_A_BLOCK) -> Response:
+    """A stream of one document a line, at most `block` of them a write, until the client hangs up.
+
+    The first block is made before the status is sent, so that what fails at once still has its own status. A
+    later failure can only be told as the last line.
+    """
+    if request.method == "HEAD":
+        next(iter(documents), None)
+        return Response(iter(()), content_type=NDJSON)
+    blocks = _blocks(iter(documents), block)
+    first = next(blocks, b"")
+    return Response(_told_in_line(first, blocks, telling()), content_type=NDJSON)
+
+
+def while_wanted(documents: Iterator[T]) -> Iterator[T]:
+    """The documents until the client hangs up: nothing more is done then for nobody to know."""
+    client = connection()
+    while not client.is_peer_gone():
+        try:
+            yield next(documents)
+        except StopIteration:
+            return
+    log.info("the client is gone, the rest is not done", path=request.path)
+
+
+def _blocks(documents: Iterator[Any], size: int) -> Iterator[bytes]:
+    client, path = connection(), request.path
+    try:
+        while not client.is_peer_gone():
+            block = "".join(f"{json.dumps(document)}\n" for document in _some(documents, size))
+            if not block:
+                return
+            yield block.encode("ascii")
+    except GeneratorExit:
+        pass  # what was sent last did not arrive
+    log.info("the client is gone, the rest is not done", path=path)
+
+
+def _some(documents: Iterator[Any], most: int) -> Iterator[Any]:
+    """The next documents, fewer where they are slow to come."""
+    until = time.monotonic() + _BLOCK_S
+    for count, document in enumerate(documents, 1):
+        yield document
+        if count == most or time.monotonic() > until:
+            return
+
+
+def _told_in_line(first: bytes, blocks: Iterator[bytes], told: Telling) -> Iterator[bytes]:
+    yield first
+    try:
+        yield from blocks
+    except StorageError as error:
+        told.outcome = error.code
+        yield (json.dumps({"error": {"code": error.code, "detail": str(error)}}) + "\n").encode("ascii")
