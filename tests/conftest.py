@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 
 from lab import postgres, prerequisites
 
-pytest_plugins = ["lab.s3_fixtures", "lab.catalog_fixtures"]
+pytest_plugins = ["lab.s3_fixtures", "lab.catalog_fixtures", "lab.inside_plugin"]
 
 # A busy machine is no fault of the code.
 settings.register_profile("brokervol", deadline=None, suppress_health_check=[HealthCheck.too_slow])

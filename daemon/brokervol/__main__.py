@@ -1,4 +1,4 @@
-"""The command line on the host: the processes of brokervol, and the verbs of a task."""
+"""The command line on the host: the processes of brokervol, tools for their state, and the verbs of a task."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ PROCESSES = {
     "sidecar": ("sidecar.__main__", "run only the sidecar that serves files to tasks"),
 }
 
-_HELP = "\non the host:\n" + "".join(f"  {name:<10}{text}\n" for name, (_, text) in PROCESSES.items())
+TOOLS = {
+    "volumes": ("brokervol.volumes", "export or import the definitions of this host's volumes"),
+}
+_ON_HOST = PROCESSES | TOOLS
+
+_HELP = "\non the host:\n" + "".join(f"  {name:<10}{text}\n" for name, (_, text) in _ON_HOST.items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in PROCESSES:
-        module, _ = PROCESSES[arguments[0]]
+    if arguments and arguments[0] in _ON_HOST:
+        module, _ = _ON_HOST[arguments[0]]
         return int(importlib.import_module(module).main(arguments[1:]))
     return task.main(arguments, more_help=_HELP)
 

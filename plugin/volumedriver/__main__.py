@@ -6,35 +6,43 @@ import argparse
 import contextlib
 import logging
 import os
-import sqlite3
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
 
-from brokervol.server import UnixServer
+from brokervol.server import Limits, UnixServer
 from storage import linux
-from storage.definitions import DefinitionStore, definitions_path, mountpoint
+from storage.definitions import definitions_path, mountpoint
 from storage.mountinfo import read_mounts
-from volumedriver.api import MAX_BODY_BYTES, create_app, refusal
+from volumedriver.api import create_app, refusal
 from volumedriver.driver import Driver, Parts
-from volumedriver.errors import DriverError, StateUnavailable, reason
-from volumedriver.holders import holders
+from volumedriver.errors import DriverError, reason
+from volumedriver.holders import Namespaces
 from volumedriver.hostfs import follow_host
 from volumedriver.hostpaths import HostDirectories
+from volumedriver.mending import opened_definitions, opened_references
 from volumedriver.mounter import KernelMounter
+from volumedriver.nfs import LONGEST_TIMEOUT_S, TIMEOUT_S, NfsMounts
+from volumedriver.nfs_policy import NfsServerPolicy
+from volumedriver.nfs_policy import parse_allowed as parse_allowed_servers
+from volumedriver.options import NfsOptions
 from volumedriver.policy import HostPathPolicy, host_views, owned_directories, parse_allowed
+from volumedriver.reconcile import GRACE_S, Reconciler, Timer
 from volumedriver.sources import Sources
-from volumedriver.store import ReferenceStore, sole_user
+from volumedriver.store import sole_user
+from volumedriver.workers import Workers
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 log = structlog.get_logger()
 
-_THREADS = 64
-_IDLE_CONNECTION_S = 3600  # the engine keeps connections open for reuse
+_LONGEST_S = 86400
+
+# Only the engine calls. It keeps connections open for reuse, and forgets a volume when a Get is refused.
+_LIMITS = Limits(requests=64, wait_s=3600, idle_s=3600)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,22 +72,29 @@ def _serve(options: argparse.Namespace) -> None:
         stack.enter_context(sole_user(state))
         follow_host(os.path.realpath(options.hostfs))  # before there are threads
         server = _listening(options.socket)
-        stack.callback(server.stop)  # its threads would outlive a failure
         log.info("listening", socket=options.socket)
         hosts = HostDirectories(options.hostfs)
         stack.callback(hosts.close)
-        definitions = stack.enter_context(_definitions(definitions_path(root)))
-        references = stack.enter_context(contextlib.closing(ReferenceStore(os.path.join(state, "mounts.sqlite"))))
+        definitions = stack.enter_context(opened_definitions(definitions_path(root)))
+        references = opened_references(os.path.join(state, "mounts.sqlite"))
+        stack.callback(references.close)
+        workers = Workers()
+        stack.callback(workers.close)
         parts = Parts(
             root=root,
             definitions=definitions,
             references=references,
-            mounter=KernelMounter(),
-            sources=Sources(hosts, _policy(options, root), root),
-            holders=holders,
+            mounter=KernelMounter(NfsMounts(workers, options.nfs_mount_timeout_s)),
+            sources=Sources(hosts, _policy(options, root), root, NfsServerPolicy(options.allowed_nfs_servers)),
+            holders=Namespaces(),
             boot_id=_boot_id(),
         )
         driver = Driver(parts)
+        if any(isinstance(volume.options, NfsOptions) for volume in driver.list()):
+            workers.prepare()
+        timer = Timer(Reconciler(driver, parts, grace_s=options.reference_grace_s), options.reconcile_s)
+        stack.callback(timer.stop)
+        timer.start()
         server.wsgi_app = create_app(driver)
         log.info("serving", volumes=len(driver.list()), root=root, hostfs=options.hostfs)
         server.run()
@@ -106,9 +121,7 @@ def _listening(path: str) -> UnixServer:
         path,
         _not_ready,
         mode=0o600,
-        threads=_THREADS,
-        timeout_s=_IDLE_CONNECTION_S,
-        max_body_bytes=MAX_BODY_BYTES,
+        limits=_LIMITS,
         refusal=refusal,
     )
     server.prepare()
@@ -118,16 +131,6 @@ def _listening(path: str) -> UnixServer:
 def _not_ready(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     start_response("503 Service Unavailable", [("Content-Type", "application/json")])
     return [b'{"Err": "the driver is starting"}']
-
-
-@contextlib.contextmanager
-def _definitions(path: str) -> Iterator[DefinitionStore]:
-    try:
-        store = DefinitionStore(path)
-    except sqlite3.Error as error:
-        raise StateUnavailable(f"the definitions in {path} are not usable: {error}") from error
-    with store:
-        yield store
 
 
 def _policy(options: argparse.Namespace, root: str) -> HostPathPolicy:
@@ -168,15 +171,47 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "",
         "the only host directories to give out, separated by colons or commas; empty: all that are not refused",
     )
+    add(
+        "--allowed-nfs-servers",
+        "ALLOWED_NFS_SERVERS",
+        "",
+        "the only NFS servers to mount from: names, addresses, networks, each with or without :/directory,"
+        " separated by commas or spaces; empty: all",
+    )
+    add("--nfs-mount-timeout-s", "NFS_MOUNT_TIMEOUT_S", f"{TIMEOUT_S}", "seconds an NFS mount may take, 1 to 24")
+    add(
+        "--reconcile-s",
+        "BROKERVOL_RECONCILE_S",
+        "60",
+        "seconds between looks at what is mounted and used; 0: only at start",
+    )
+    add(
+        "--reference-grace-s",
+        "BROKERVOL_REFERENCE_GRACE_S",
+        f"{GRACE_S:g}",
+        "seconds that unused mounts of a killed engine stay",
+    )
     add("--log-level", "LOG_LEVEL", "info", "debug, info, warning or error")
     options = parser.parse_args(argv)
+    for name, least in (("reconcile_s", 0), ("reference_grace_s", 1)):
+        setattr(options, name, _seconds(parser, name, getattr(options, name), least))
+    options.nfs_mount_timeout_s = _seconds(
+        parser, "nfs_mount_timeout_s", options.nfs_mount_timeout_s, 1, LONGEST_TIMEOUT_S
+    )
     try:
         options.allowed_host_paths = parse_allowed(options.allowed_host_paths)
+        options.allowed_nfs_servers = parse_allowed_servers(options.allowed_nfs_servers)
     except ValueError as error:
         parser.error(str(error))
     if options.log_level.upper() not in logging.getLevelNamesMapping():
         parser.error(f"the log level {options.log_level!r} is not accepted: debug, info, warning or error")
     return options
+
+
+def _seconds(parser: argparse.ArgumentParser, name: str, text: str, least: int, most: int = _LONGEST_S) -> float:
+    if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+        parser.error(f"--{name.replace('_', '-')} {text} is not accepted: whole seconds, {least} to {most}")
+    return float(text)
 
 
 def _configure_log(level: str) -> None:

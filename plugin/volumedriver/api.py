@@ -7,6 +7,8 @@ after a transport error the body is empty: that is refused, never taken for a vo
 from __future__ import annotations
 
 import json
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from volumedriver.driver import Driver
+from volumedriver.engines import Engine, engine_of
 from volumedriver.errors import STATUS, DriverError, InvalidRequest
 from volumedriver.volume import Volume
 
@@ -34,6 +37,7 @@ def create_app(driver: Driver) -> Flask:
     """The WSGI application that serves `driver`."""
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     calls = _Calls(driver)
     for path, call in calls.table().items():
         app.add_url_rule(
@@ -46,9 +50,9 @@ def create_app(driver: Driver) -> Flask:
 
 
 def refusal(status: int, sentence: str) -> tuple[str, bytes]:
-    """The answer to what is no HTTP request; see `brokervol.server`."""
-    del status
-    return _CONTENT_TYPE, json.dumps({"Err": f"the request is malformed: {sentence}"}).encode("ascii")
+    """The answer to what is no request, too much or too slow; see `brokervol.server`."""
+    error = f"the request is malformed: {sentence}" if status == 400 else sentence
+    return _CONTENT_TYPE, json.dumps({"Err": error}).encode("ascii")
 
 
 class _Calls:
@@ -88,7 +92,7 @@ class _Calls:
     def mount(self) -> Body:
         body = _body()
         name, mount_id = _text(body, "Name"), _text(body, "ID")
-        mountpoint = self._driver.mount(name, mount_id)
+        mountpoint = self._driver.mount(name, mount_id, _engine())
         if _is_client_gone():  # the engine has dropped this Mount and will never unmount it
             log.warning("client gone during mount, rolled back", volume=name)
             self._driver.unmount(name, mount_id)
@@ -163,6 +167,14 @@ def _kind(value: object) -> str:
 def _is_client_gone() -> bool:
     connection = request.environ.get("brokervol.connection")
     return connection is not None and connection.is_peer_gone()
+
+
+def _engine() -> Engine | None:
+    connection = request.environ.get("brokervol.connection")
+    if connection is None:
+        return None
+    pid, _, _ = struct.unpack("iII", connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return engine_of(pid)
 
 
 def _answering(call: Call) -> Callable[[], Response]:

@@ -1,47 +1,62 @@
 """The verbs of the VolumeDriver protocol.
 
 Get, List and Path are answered from memory: volumes are immutable records in one dictionary. What changes a
-volume holds its lock by name, writes the disk, then the kernel, then memory; so a crash in between leaves a
-case that `recovery` knows, and a failure leaves memory as it was.
+volume holds its lock by name, writes down what it is about to do, then does it, then records it, and alters memory
+last; so a crash in between leaves a case that the next start knows (docs/recovery.md), and a failure leaves memory
+as it was.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import structlog
 
-from storage.definitions import Definition, DefinitionStore, mountpoint, utc_now
+from storage.definitions import AlreadyDefined, Definition, DefinitionStore, mountpoint, utc_now
 from volumedriver import options as volume_options
-from volumedriver.errors import VolumeConflict, VolumeInUse, VolumeNotFound, quoted
+from volumedriver.engines import Engine
+from volumedriver.errors import (
+    DriverError,
+    MountFailed,
+    StateUnavailable,
+    VolumeBusy,
+    VolumeConflict,
+    VolumeInUse,
+    VolumeNotFound,
+    quoted,
+)
+from volumedriver.holders import Holders, Wanted
 from volumedriver.locks import NamedLocks
 from volumedriver.mounter import Mounter
 from volumedriver.options import UnusableOptions, VolumeOptions
-from volumedriver.recovery import recover
+from volumedriver.recovery import Scene, recover, settle_intents
 from volumedriver.sources import Sources
-from volumedriver.store import ReferenceStore, state_errors
-from volumedriver.volume import Volume, check_mount_id, check_name
+from volumedriver.store import Intent, ReferenceStore, Verb, state_errors
+from volumedriver.volume import Shown, Volume, check_mount_id, check_name
 
 log = structlog.get_logger()
 
 LOCK_TIMEOUT_S = 20.0  # below the 25 s that every call should end in
+_MOUNT_S = 24.0  # the same for Mount, whose volume may have to be waited for first
 _SHOWN_ID_LENGTH = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a driver is made of. `holders` tells which processes hold what is mounted at a mountpoint."""
+    """What a driver is made of."""
 
     root: str
     definitions: DefinitionStore
     references: ReferenceStore
     mounter: Mounter
     sources: Sources
-    holders: Callable[[str, str | None], list[int]]
+    holders: Holders
     boot_id: str
     lock_timeout_s: float = LOCK_TIMEOUT_S
 
@@ -57,6 +72,8 @@ class Driver:
         self._parts = parts
         self._locks = NamedLocks(parts.lock_timeout_s)
         self._registry = threading.Lock()
+        self._unfinished: list[Definition] = []
+        self._version = 0
         self._volumes = self._recovered()
 
     def create(self, name: str, given: Mapping[str, str]) -> None:
@@ -69,15 +86,13 @@ class Driver:
         check_name(name)
         options = volume_options.parse(given)
         with self._locks.held(name):
-            existing = self._find(name)
-            if existing is not None:
-                _refuse_difference(existing, options)
-                return
-            definition = Definition(name, options.effective, utc_now())
-            with self._parts.sources.opened(options), self._definition_errors():
-                self._parts.definitions.save(definition)
-            self._put(Volume(name, options, definition.created, self._mountpoint(name)))
-        log.info("volume created", volume=name, options=options.effective)
+            if self._find(name) is None:
+                try:
+                    self._define(Definition(name, options.effective, utc_now()))
+                    return
+                except AlreadyDefined:  # by another process, a moment ago
+                    self._learn(name)
+            _refuse_difference(self.get(name), options)
 
     def remove(self, name: str) -> None:
         """Forget a volume; its files stay.
@@ -92,32 +107,38 @@ class Driver:
             volume = self.get(name)
             if volume.references:
                 self._refuse_held(volume)
-            self._parts.mounter.unmount(volume.mountpoint)
-            self._parts.references.drop(name)
-            self._put(replace(volume, references={}))
-            with self._definition_errors():
-                self._parts.definitions.remove(name)
-            with self._registry:
-                del self._volumes[name]
+            with self._intended(name, Verb.REMOVE):
+                self._parts.mounter.unmount(volume.mountpoint)
+                self._parts.references.drop(name)
+                self._put(replace(volume, references={}))
+                with self._definition_errors():
+                    self._parts.definitions.remove(name)
+                with self._registry:
+                    del self._volumes[name]
         log.info("volume removed", volume=name)
 
-    def mount(self, name: str, mount_id: str) -> str:
+    def mount(self, name: str, mount_id: str, engine: Engine | None = None) -> str:
         """Take one more reference for `mount_id` and see to it that the volume is mounted.
+
+        Args:
+            engine: who asks; None where that cannot be known.
 
         Returns:
             The mountpoint.
         """
         check_mount_id(mount_id)
+        deadline = time.monotonic() + _MOUNT_S
         with self._locks.held(name):
             volume = self.get(name)
             count = volume.references.get(mount_id, 0)
-            self._parts.references.set(name, mount_id, count + 1)
-            try:
-                self._ensure_mounted(volume)
-            except BaseException:
-                self._parts.references.set(name, mount_id, count)
-                raise
-            self._put(replace(volume, references={**volume.references, mount_id: count + 1}))
+            with (
+                self._intended(name, Verb.MOUNT, mount_id=mount_id, count=count),
+                self._published(volume, deadline) as shown,
+            ):
+                if shown != volume.shown:
+                    self._parts.references.set_shown(name, shown)
+                self._parts.references.set(name, mount_id, count + 1, engine)
+            self._put(replace(volume, references={**volume.references, mount_id: count + 1}, shown=shown))
         log.info("volume mounted", volume=name, id=mount_id[:_SHOWN_ID_LENGTH])
         return volume.mountpoint
 
@@ -131,15 +152,8 @@ class Driver:
             if volume is None or mount_id not in volume.references:
                 log.info("nothing to unmount", volume=quoted(name), id=mount_id[:_SHOWN_ID_LENGTH])
                 return
-            count = volume.references[mount_id] - 1
-            remaining = {**volume.references, mount_id: count}
-            if not count:
-                del remaining[mount_id]
-            self._parts.references.set(name, mount_id, count)
-            self._put(replace(volume, references=remaining))
-            if not remaining:
-                self._parts.mounter.unmount(volume.mountpoint)
-        log.info("volume unmounted", volume=name, id=mount_id[:_SHOWN_ID_LENGTH], references=len(remaining))
+            left = self._release(volume, mount_id, volume.references[mount_id] - 1)
+        log.info("volume unmounted", volume=name, id=mount_id[:_SHOWN_ID_LENGTH], references=left)
 
     def get(self, name: str) -> Volume:
         """The volume of this name, from memory.
@@ -158,6 +172,77 @@ class Driver:
             volumes = [*self._volumes.values()]
         return sorted(volumes, key=lambda volume: volume.name)
 
+    # What `reconcile` does with one volume at a time. None of it waits for a volume that is busy.
+
+    def repair(self, name: str) -> None:
+        """Make the kernel and the disk agree with what is known of a volume: mounted if referenced, and only then.
+
+        Raises:
+            VolumeBusy: a call for it is under way.
+            DriverError: it could not be done.
+        """
+        with self._locks.held(name, timeout_s=0):
+            volume = self._find(name)
+            if volume is None:
+                return
+            if not volume.references:
+                self._parts.mounter.unmount(volume.mountpoint)
+            elif (shown := self._ensure_mounted(volume)) != volume.shown:
+                self._parts.references.set_shown(name, shown)
+                self._put(replace(volume, shown=shown))
+            recorded = self._parts.references.load().get(name, {})
+            for mount_id in {*recorded, *volume.references}:
+                count = volume.references.get(mount_id, 0)
+                if count != recorded.get(mount_id, 0):
+                    self._parts.references.set(name, mount_id, count)
+
+    def forget(self, name: str, mount_id: str, count: int, reason: str) -> None:
+        """Drop the reference of an ID, if it still counts `count`: nobody will give it back.
+
+        Raises:
+            VolumeBusy: a call for the volume is under way.
+            MountFailed: it was the last one, and the volume is still mounted.
+        """
+        with self._locks.held(name, timeout_s=0):
+            volume = self._find(name)
+            if volume is not None and volume.references.get(mount_id) == count:
+                log.warning("reference dropped", volume=name, id=mount_id[:_SHOWN_ID_LENGTH], reason=reason)
+                self._release(volume, mount_id, 0)
+
+    def learn(self) -> None:
+        """Learn of the volumes that another process has defined since (`brokervol volumes import`).
+
+        Raises:
+            VolumeBusy: a call for one of them is under way.
+            StateUnavailable: the definitions cannot be read.
+        """
+        with self._definition_errors():
+            version = self._parts.definitions.version()
+            if version == self._version:
+                return
+            names = [definition.name for definition in self._parts.definitions.load()]
+        for name in names:
+            if self._find(name) is None:
+                with self._locks.held(name, timeout_s=0):
+                    self._learn(name)
+        self._version = version
+
+    def finish(self) -> None:
+        """Finish the Creates that an earlier process died in, or undo those that cannot be."""
+        while self._unfinished:
+            definition = self._unfinished[-1]
+            try:
+                with self._locks.held(definition.name, timeout_s=0):
+                    if self._find(definition.name) is None:
+                        self._define(definition)
+                    else:  # it had been done but for this
+                        self._parts.references.settle(definition.name)
+            except VolumeBusy:
+                return
+            except (DriverError, AlreadyDefined) as error:
+                log.warning("create undone", volume=definition.name, reason=str(error))
+            self._unfinished.pop()
+
     def _find(self, name: str) -> Volume | None:
         with self._registry:
             return self._volumes.get(name)
@@ -169,17 +254,77 @@ class Driver:
     def _mountpoint(self, name: str) -> str:
         return mountpoint(self._parts.root, name)
 
-    def _ensure_mounted(self, volume: Volume) -> None:
+    def _define(self, definition: Definition) -> None:
+        volume = self._defined(definition)
+        detail = {"options": definition.options, "created": definition.created.isoformat()}
+        with self._intended(volume.name, Verb.CREATE, **detail):
+            with self._parts.sources.opened(volume.options), self._definition_errors():
+                self._parts.definitions.add([definition])
+            self._put(volume)
+        log.info("volume created", volume=volume.name, options=definition.options)
+
+    def _learn(self, name: str) -> None:
+        """Take over the definition of a volume that is not known; its lock is held."""
+        with self._definition_errors():
+            definition = self._parts.definitions.find(name)
+        if definition is not None and self._find(name) is None:
+            self._put(self._defined(definition))
+            log.info("volume found", volume=name, options=definition.options)
+
+    @contextlib.contextmanager
+    def _intended(self, name: str, verb: Verb, **detail: object) -> Iterator[None]:
+        """If this process dies in the body, the next start knows what it was about."""
+        self._parts.references.intend(Intent(name, verb, detail))
+        try:
+            yield
+        finally:
+            with _tolerating_unwritten_state(name):
+                self._parts.references.settle(name)
+
+    @contextlib.contextmanager
+    def _published(self, volume: Volume, deadline: float) -> Iterator[Shown]:
+        """See to it that the volume is mounted. If the body fails, what nobody held before is unmounted again."""
+        shown = self._ensure_mounted(volume, deadline)
+        try:
+            yield shown
+        except BaseException:
+            if not volume.references:
+                self._parts.mounter.unmount(volume.mountpoint)
+            raise
+
+    def _ensure_mounted(self, volume: Volume, deadline: float | None = None) -> Shown:
         mounter = self._parts.mounter
-        if mounter.is_mounted(volume.mountpoint):
-            if volume.references:
-                return
-            mounter.unmount(volume.mountpoint)  # left by an unmount that failed: never mount on top of it
-        with self._parts.sources.opened(volume.options) as source_fd:
-            mounter.mount(source_fd, volume.mountpoint, read_only=volume.options.read_only)
+        layers = mounter.shown(volume.mountpoint)
+        if volume.references and _are_ours(layers, volume.shown):
+            return layers[-1]
+        if layers:  # left by an unmount that failed, or put there by somebody else: never mount on top of it
+            log.warning("unmounting", mountpoint=volume.mountpoint, reason="this is not what was mounted here")
+            mounter.unmount(volume.mountpoint)
+        with self._parts.sources.opened(volume.options, deadline) as source:
+            mounter.mount(source, volume.mountpoint, read_only=volume.options.read_only)
+        layers = mounter.shown(volume.mountpoint)
+        if not layers:
+            raise MountFailed(f"{volume.mountpoint} was unmounted by somebody else at once")
+        return layers[-1]
+
+    def _release(self, volume: Volume, mount_id: str, count: int) -> int:
+        """Leave `count` references to `mount_id`; returns how many IDs hold the volume then.
+
+        State that cannot be written must not keep the volume mounted: `repair` writes it later.
+        """
+        remaining = {**volume.references, mount_id: count}
+        if not count:
+            del remaining[mount_id]
+        with _tolerating_unwritten_state(volume.name):
+            self._parts.references.set(volume.name, mount_id, count)
+        self._put(replace(volume, references=remaining))
+        if not remaining:
+            self._parts.mounter.unmount(volume.mountpoint)
+        return len(remaining)
 
     def _refuse_held(self, volume: Volume) -> None:
-        pids = self._parts.holders(volume.mountpoint, volume.options.host_path)
+        wanted = Wanted(volume.shown, volume.options.host_path) if volume.shown is not None else None
+        pids = self._parts.holders.of(wanted) if wanted is not None else []
         shown = ", ".join(sorted(mount_id[:_SHOWN_ID_LENGTH] for mount_id in volume.references))
         if pids:
             log.info("removal refused", volume=volume.name, references=shown, processes=pids)
@@ -197,16 +342,31 @@ class Driver:
 
     def _recovered(self) -> dict[str, Volume]:
         with self._definition_errors():
+            self._unfinished = settle_intents(self._parts.references, self._parts.definitions)
+            self._version = self._parts.definitions.version()
             definitions = self._parts.definitions.load()
-        volumes = [self._defined(definition) for definition in definitions]
-        references = recover(
-            os.path.dirname(self._mountpoint("any")),
-            {volume.name: volume.mountpoint for volume in volumes},
-            self._parts.references,
-            self._parts.mounter,
-            self._parts.boot_id,
-        )
-        return {volume.name: replace(volume, references=references.get(volume.name, {})) for volume in volumes}
+        volumes = {definition.name: self._defined(definition) for definition in definitions}
+        parts = self._parts
+        directory = os.path.dirname(self._mountpoint("any"))
+        scene = Scene(directory, parts.references, parts.mounter, parts.holders, parts.boot_id)
+        for name, (references, shown) in recover(volumes, scene).items():
+            volumes[name] = replace(volumes[name], references=references, shown=shown)
+        return volumes
+
+
+def _are_ours(layers: list[Shown], expected: Shown | None) -> bool:
+    """Whether what is mounted is what was: nothing else, nothing more. Its directory may have been renamed."""
+    if len({*layers}) != 1:
+        return False
+    return expected in (None, layers[0]) or expected.is_renamed(layers[0])
+
+
+@contextlib.contextmanager
+def _tolerating_unwritten_state(name: str) -> Iterator[None]:
+    try:
+        yield
+    except StateUnavailable as error:
+        log.warning("state is not written", volume=name, reason=str(error))
 
 
 def _refuse_difference(existing: Volume, options: VolumeOptions) -> None:

@@ -24,6 +24,14 @@ class HostPathRefused(DriverError):
     """The host path exists or could, but this host does not give it out."""
 
 
+class NfsServerRefused(DriverError):
+    """This host does not mount from the server, or not this export of it."""
+
+
+class NfsUnavailable(DriverError):
+    """The NFS server could not be reached, or did not answer in time."""
+
+
 class VolumeNotFound(DriverError):
     """No volume of this name is defined."""
 
@@ -48,15 +56,22 @@ class StateUnavailable(DriverError):
     """The driver's own state cannot be read or written."""
 
 
+class StateDamaged(StateUnavailable):
+    """A file of the state does not hold what was written to it."""
+
+
 STATUS: dict[type[DriverError], int] = {
     InvalidRequest: 400,
     InvalidVolume: 400,
     HostPathRefused: 403,
+    NfsServerRefused: 403,
     VolumeNotFound: 404,
     VolumeConflict: 409,
     VolumeInUse: 409,
     MountFailed: 500,
     StateUnavailable: 500,
+    StateDamaged: 500,
+    NfsUnavailable: 503,
     VolumeBusy: 503,
 }
 

@@ -30,18 +30,18 @@ class NamedLocks:
         self._locks: dict[str, _Lock] = {}
 
     @contextlib.contextmanager
-    def held(self, name: str) -> Iterator[None]:
+    def held(self, name: str, timeout_s: float | None = None) -> Iterator[None]:
         """Hold the lock of `name`.
 
         Raises:
-            VolumeBusy: somebody else holds it for longer than the time-out.
+            VolumeBusy: somebody else holds it for longer than `timeout_s`, or else the usual time-out.
         """
         entry = self._enter(name)
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
         try:
-            if not entry.lock.acquire(timeout=self._timeout_s):
+            if not entry.lock.acquire(timeout=timeout_s):
                 raise VolumeBusy(
-                    f"volume {quoted(name)} is busy:"
-                    f" an earlier call for it has not ended within {self._timeout_s:g} s"
+                    f"volume {quoted(name)} is busy: an earlier call for it has not ended within {timeout_s:g} s"
                 )
             try:
                 yield

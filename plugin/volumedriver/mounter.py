@@ -1,4 +1,4 @@
-"""Mounts and mountpoints. The only module that makes mount calls.
+"""Mounts and mountpoints: what is mounted where, and taken off again. For NFS, workers do what may wait.
 
 Everything goes by descriptor: the source is cloned from the descriptor that was checked, made private and
 read-only while it is still detached, and only then attached. So no path can be exchanged in between, and no
@@ -8,27 +8,36 @@ container sees a moment of it that was writable or tied to the host's own mounts
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import structlog
 
-from storage import linux
 from storage.mountinfo import Mount, parse_mounts, read_mounts
+from volumedriver import mountcalls
 from volumedriver.errors import MountFailed, reason
+from volumedriver.nfs import NfsMounts, NfsSource
+from volumedriver.volume import SOURCE_OF_TOKENS, Shown
+from volumedriver.workers import Workers
 
 log = structlog.get_logger()
 
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NFS_TYPES = frozenset(("nfs", "nfs4"))
+
+Source = int | NfsSource | None
+"""What to mount: the directory behind a descriptor, an NFS export, or a token."""
+
 
 class Mounter(Protocol):
-    """Binds directories to mountpoints. Callers never work on one mountpoint from two threads at once."""
+    """Shows directories at mountpoints. Callers never work on one mountpoint from two threads at once."""
 
-    def mount(self, source_fd: int | None, mountpoint: str, *, read_only: bool) -> None:
-        """Show the directory behind `source_fd`, without what is mounted beneath it, at `mountpoint`.
+    def mount(self, source: Source, mountpoint: str, *, read_only: bool) -> None:
+        """Show the directory behind the descriptor `source`, without what is mounted beneath it, at `mountpoint`,
+        or an NFS export.
 
         None is for a volume without files: what is mounted then is its *token*, an empty directory of a file
         system that is this mount's alone. Nobody can write there, not even root; whether the mount itself is
@@ -39,6 +48,8 @@ class Mounter(Protocol):
 
         Raises:
             MountFailed: also where something is mounted there: nothing is ever mounted on top.
+            InvalidVolume, NfsServerRefused, NfsUnavailable: the export is not there, not allowed, or its server
+                does not answer.
         """
 
     def unmount(self, mountpoint: str) -> None:
@@ -54,76 +65,78 @@ class Mounter(Protocol):
     def is_mounted(self, mountpoint: str) -> bool:
         """Whether something is mounted at exactly `mountpoint`. Never waits for a file system."""
 
-    def mountpoints(self, directory: str) -> set[str]:
-        """The paths in `directory`, one level down, at which something is mounted."""
+    def shown(self, mountpoint: str) -> list[Shown]:
+        """What is mounted at exactly `mountpoint`: each mount on top of the one before. Never waits, as above."""
 
-
-_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
-_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
-_SYS_UMOUNT2 = {"x86_64": 166, "aarch64": 39}.get(os.uname().machine)
-
-_OPEN_TREE_CLONE = 1
-_MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x04, 0x40
-_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV, _MOUNT_ATTR_NOEXEC = 0x01, 0x02, 0x04, 0x08
-_CLOEXEC = 0x01  # of fsopen and of fsmount
-_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
-_MS_PRIVATE, _MS_SLAVE = 1 << 18, 1 << 19
-_AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
-_MNT_DETACH, _UMOUNT_NOFOLLOW = 0x02, 0x08
-_HERE = ctypes.c_char_p(b"")
-
-
-class _MountAttr(ctypes.Structure):
-    _fields_ = (
-        ("attr_set", ctypes.c_uint64),
-        ("attr_clr", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns_fd", ctypes.c_uint64),
-    )
+    def mountpoints(self, directory: str) -> dict[str, list[Shown]]:
+        """The paths in `directory`, one level down, at which something is mounted, and what."""
 
 
 class KernelMounter:
     """The real one. Needs Linux 5.12 and CAP_SYS_ADMIN.
 
+    Args:
+        nfs: does what has to do with NFS, whoever mounted it, since it may wait for a server.
+
     Raises:
         MountFailed: one of them is missing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, nfs: NfsMounts | None = None) -> None:
+        self._nfs = nfs or NfsMounts(Workers())
         try:
-            _set_attributes(-1, 0, 0)
+            mountcalls.set_attributes(-1, 0, 0)
         except OSError as error:
             _check_support(error)
 
-    def mount(self, source_fd: int | None, mountpoint: str, *, read_only: bool) -> None:
+    def mount(self, source: Source, mountpoint: str, *, read_only: bool) -> None:
         with _failures("mount at", mountpoint), contextlib.ExitStack() as undo:
             _make_mountpoint(mountpoint, undo)
             if self.is_mounted(mountpoint):
                 raise OSError(errno.EBUSY, "something is mounted there already")
-            with _closing(_token(mountpoint) if source_fd is None else _cloned(source_fd)) as tree:
-                _set_attributes(tree, _MOUNT_ATTR_RDONLY if read_only else 0, _MS_PRIVATE)
-                flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-                with _closing(os.open(mountpoint, flags)) as target:
-                    _attach(tree, target)
+            with mountcalls.closing(os.open(mountpoint, _DIRECTORY)) as target:
+                if isinstance(source, NfsSource):
+                    undo.callback(self._take_off, mountpoint)  # who was killed may have done it
+                    self._nfs.mount(source, target, read_only=read_only)
+                else:
+                    _bind(source, mountpoint, target, read_only=read_only)
             undo.pop_all()
 
     def unmount(self, mountpoint: str) -> None:
         with _failures("unmount", mountpoint):
-            with contextlib.suppress(FileNotFoundError):
-                while _detached_one(mountpoint):
-                    pass
-            if self.is_mounted(mountpoint):
+            remove = self._take_off(mountpoint)
+        _remove_mountpoint(mountpoint, remove)
+
+    def _take_off(self, mountpoint: str) -> Callable[[str], None]:
+        """Detach all there is at `mountpoint`; returns what to remove it by. Nothing here waits for a server."""
+        remove: Callable[[str], None] = os.rmdir
+        detached = None
+        while layers := self._layers(mountpoint):
+            top = layers[-1]
+            if top.mount_id == detached:
                 raise OSError(errno.EINVAL, "the mount is locked by another mount namespace")
-        _remove_mountpoint(mountpoint)
+            detached = top.mount_id
+            if top.fs_type in _NFS_TYPES:
+                self._nfs.detach(mountpoint)
+                remove = self._nfs.remove
+            else:
+                mountcalls.detached_one(mountpoint)
+        return remove
 
     def is_mounted(self, mountpoint: str) -> bool:
+        return bool(self.shown(mountpoint))
+
+    def shown(self, mountpoint: str) -> list[Shown]:
+        return [_shown(mount) for mount in self._layers(mountpoint)]
+
+    def _layers(self, mountpoint: str) -> list[Mount]:
         # Only lines that mention the path are parsed: this runs at every Mount, on hosts with many mounts.
         needle = _escaped(mountpoint)
         with open("/proc/self/mountinfo", "rb") as lines:
             mentions = [line for line in lines if needle in line]
-        return any(mount.mountpoint == mountpoint for mount in parse_mounts(mentions))
+        return [mount for mount in parse_mounts(mentions) if mount.mountpoint == mountpoint]
 
-    def mountpoints(self, directory: str) -> set[str]:
+    def mountpoints(self, directory: str) -> dict[str, list[Shown]]:
         return mounted_in(directory, read_mounts())
 
 
@@ -132,17 +145,24 @@ def _escaped(path: str) -> bytes:
     return re.sub(rb"[ \t\n\\]", lambda match: b"\\%03o" % ord(match[0]), os.fsencode(path))
 
 
-def mounted_in(directory: str, mounts: list[Mount]) -> set[str]:
-    """The mountpoints one level below `directory`."""
-    return {mount.mountpoint for mount in mounts if os.path.dirname(mount.mountpoint) == directory}
+def mounted_in(directory: str, mounts: list[Mount]) -> dict[str, list[Shown]]:
+    """The mountpoints one level below `directory`, and what is mounted there."""
+    found: dict[str, list[Shown]] = {}
+    for mount in mounts:
+        if os.path.dirname(mount.mountpoint) == directory:
+            found.setdefault(mount.mountpoint, []).append(_shown(mount))
+    return found
+
+
+def _shown(mount: Mount) -> Shown:
+    return Shown(mount.device, mount.root, mount.source)
 
 
 def follower_of_root() -> int:
     """A detached copy of `/` and all below it, into which later mounts and unmounts there propagate."""
-    flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
-    tree = linux.syscall(_SYS_OPEN_TREE, ctypes.c_int(_AT_FDCWD), ctypes.c_char_p(b"/"), ctypes.c_uint(flags))
+    tree = mountcalls.cloned_root()
     try:
-        _set_attributes(tree, 0, _MS_SLAVE, recursive=True)
+        mountcalls.set_attributes(tree, 0, mountcalls.SLAVE, recursive=True)
     except OSError:
         os.close(tree)
         raise
@@ -151,14 +171,13 @@ def follower_of_root() -> int:
 
 def replace(mountpoint: str, tree_fd: int) -> None:
     """Exchange what is mounted at `mountpoint` for the detached `tree_fd`, which is closed."""
-    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    with _closing(tree_fd):
-        with _closing(os.open(mountpoint, flags)) as old:
+    with mountcalls.closing(tree_fd):
+        with mountcalls.closing(os.open(mountpoint, _DIRECTORY)) as old:
             # Private first, all of it: were anything in it shared with the host, detaching would unmount there.
-            _set_attributes(old, 0, _MS_PRIVATE, recursive=True)
-        _detached_one(mountpoint)
-        with _closing(os.open(mountpoint, flags)) as target:
-            _attach(tree_fd, target)
+            mountcalls.set_attributes(old, 0, mountcalls.PRIVATE, recursive=True)
+        mountcalls.detached_one(mountpoint)
+        with mountcalls.closing(os.open(mountpoint, _DIRECTORY)) as target:
+            mountcalls.attach(tree_fd, target)
 
 
 def _check_support(error: OSError) -> None:
@@ -171,9 +190,11 @@ def _check_support(error: OSError) -> None:
         raise MountFailed("the driver may not mount: it needs CAP_SYS_ADMIN") from error
 
 
-def _cloned(source_fd: int) -> int:
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | linux.AT_EMPTY_PATH
-    return linux.syscall(_SYS_OPEN_TREE, ctypes.c_int(source_fd), _HERE, ctypes.c_uint(flags))
+def _bind(source_fd: int | None, mountpoint: str, target_fd: int, *, read_only: bool) -> None:
+    tree_fd = _token(mountpoint) if source_fd is None else mountcalls.cloned(source_fd)
+    with mountcalls.closing(tree_fd):
+        mountcalls.set_attributes(tree_fd, mountcalls.RDONLY if read_only else 0, mountcalls.PRIVATE)
+        mountcalls.attach(tree_fd, target_fd)
 
 
 def _token(mountpoint: str) -> int:
@@ -181,52 +202,12 @@ def _token(mountpoint: str) -> int:
 
     Its source names the volume: device numbers come again, so they alone would not tell two tokens apart.
     """
-    fs = linux.syscall(_SYS_FSOPEN, ctypes.c_char_p(b"tmpfs"), ctypes.c_uint(_CLOEXEC))
-    with _closing(fs):
-        source = f"brokervol:{os.path.basename(mountpoint)}".encode()
-        for key, value in ((b"source", source), (b"mode", b"0555"), (b"nr_inodes", b"1")):
-            _configure(fs, _FSCONFIG_SET_STRING, key, value)
-        _configure(fs, _FSCONFIG_SET_FLAG, b"ro", None)
-        _configure(fs, _FSCONFIG_CMD_CREATE, None, None)
-        attributes = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOEXEC
-        return linux.syscall(_SYS_FSMOUNT, ctypes.c_int(fs), ctypes.c_uint(_CLOEXEC), ctypes.c_uint(attributes))
-
-
-def _configure(fs: int, command: int, key: bytes | None, value: bytes | None) -> None:
-    texts = ctypes.c_char_p(key), ctypes.c_char_p(value)
-    linux.syscall(_SYS_FSCONFIG, ctypes.c_int(fs), ctypes.c_uint(command), *texts, ctypes.c_int(0))
-
-
-def _set_attributes(tree_fd: int, attributes: int, propagation: int, *, recursive: bool = False) -> None:
-    flags = linux.AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
-    request = _MountAttr(attr_set=attributes, propagation=propagation)
-    linux.syscall(
-        _SYS_MOUNT_SETATTR,
-        ctypes.c_int(tree_fd),
-        _HERE,
-        ctypes.c_uint(flags),
-        ctypes.byref(request),
-        ctypes.c_size_t(ctypes.sizeof(request)),
-    )
-
-
-def _attach(tree_fd: int, target_fd: int) -> None:
-    flags = ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH)
-    linux.syscall(_SYS_MOVE_MOUNT, ctypes.c_int(tree_fd), _HERE, ctypes.c_int(target_fd), _HERE, flags)
-
-
-def _detached_one(mountpoint: str) -> bool:
-    """Detach the top mount of `mountpoint`; False where there is none."""
-    if _SYS_UMOUNT2 is None:
-        raise OSError(errno.ENOSYS, f"umount2 has no known number on {os.uname().machine}")
-    path = ctypes.c_char_p(os.fsencode(mountpoint))
-    try:
-        linux.syscall(_SYS_UMOUNT2, path, ctypes.c_int(_MNT_DETACH | _UMOUNT_NOFOLLOW))
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            return False
-        raise
-    return True
+    with mountcalls.NewFileSystem("tmpfs") as tmpfs:
+        tmpfs.set("source", SOURCE_OF_TOKENS + os.path.basename(mountpoint))
+        tmpfs.set("mode", "0555")
+        tmpfs.set("nr_inodes", "1")
+        tmpfs.set("ro", None)
+        return tmpfs.mounted(mountcalls.NOSUID | mountcalls.NODEV | mountcalls.NOEXEC)
 
 
 def _make_mountpoint(mountpoint: str, undo: contextlib.ExitStack) -> None:
@@ -235,21 +216,13 @@ def _make_mountpoint(mountpoint: str, undo: contextlib.ExitStack) -> None:
         undo.callback(_remove_mountpoint, mountpoint)
 
 
-def _remove_mountpoint(mountpoint: str) -> None:
+def _remove_mountpoint(mountpoint: str, remove: Callable[[str], None] = os.rmdir) -> None:
     try:
-        os.rmdir(mountpoint)
+        remove(mountpoint)
     except FileNotFoundError:
         pass
     except OSError as error:  # not empty, or busy: whatever it is, it is not ours to remove
         log.warning("mountpoint left in place", mountpoint=mountpoint, reason=reason(error))
-
-
-@contextlib.contextmanager
-def _closing(fd: int) -> Iterator[int]:
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -10,14 +10,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from volumedriver import broker_options
+from volumedriver import broker_options, nfs_options
 from volumedriver.errors import InvalidVolume, quoted
+from volumedriver.nfs_options import MountOptions, Place
 
 _LONGEST_PATH_BYTES = 4095
 _LONGEST_PART_BYTES = 255
 _MOST_PROBLEMS = 20
 _HIGHEST_ID = 2**32 - 2  # 2**32 - 1 means "do not change" to chown(2)
-_NOT_YET = ("nfs",)
 _TELLING = {"nfs_path": "nfs", "bucket_name": "s3", "host_path": "host"}
 _OWNERSHIP = ("mode", "uid", "gid")
 
@@ -46,12 +46,24 @@ class HostOptions:
     def effective(self) -> dict[str, str]:
         """Every option with the value that is in force."""
         options = {"type": "host", "host_path": self.host_path, "read_only": _word(self.read_only)}
-        options["create"] = _word(self.creation is not None)
-        if self.creation is not None:
-            options["mode"] = f"{self.creation.mode:04o}"
-            options["uid"] = str(self.creation.uid)
-            options["gid"] = str(self.creation.gid)
-        return options
+        return options | _effective_creation(self.creation)
+
+
+@dataclass(frozen=True, slots=True)
+class NfsOptions:
+    """An export of an NFS server, or a directory in it."""
+
+    place: Place
+    mount_options: MountOptions
+    creation: Creation | None
+    read_only: bool
+    host_path = None
+
+    @property
+    def effective(self) -> dict[str, str]:
+        """Every option with the value that is in force, what nobody asked for included."""
+        options = {"type": "nfs", "nfs_path": self.place.text, "mount_options": self.mount_options.text}
+        return options | {"read_only": _word(self.read_only)} | _effective_creation(self.creation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +110,7 @@ class UnusableOptions:
     read_only = True
 
 
-VolumeOptions = HostOptions | BrokerOptions | SidecarOptions | UnusableOptions
+VolumeOptions = HostOptions | NfsOptions | BrokerOptions | SidecarOptions | UnusableOptions
 
 
 def parse(given: Mapping[str, str]) -> VolumeOptions:
@@ -216,11 +228,9 @@ def _kind(reading: _Reading) -> str | None:
         return kind
     types = [*_READERS, *broker_options.third_party_types()]
     served = f"{', '.join(types[:-1])} and {types[-1]}"
-    if kind in _NOT_YET:
-        reading.problems.append(f"volumes of type {kind} are not served by this version, only {served}")
-    elif kind in types:
+    if kind in types:
         return kind
-    elif given is None:
+    if given is None:
         reading.problems.append(f"option type is missing: this version serves {served}")
     else:
         reading.refuse("type", f"this version serves {served}")
@@ -231,6 +241,10 @@ def _host(reading: _Reading) -> HostOptions:
     host_path = reading.host_path("host_path")
     if host_path is None:
         reading.problems.append("option host_path is missing: it is an absolute directory of the host")
+    return HostOptions(host_path or "", _creation(reading), reading.flag("read_only", default=False))
+
+
+def _creation(reading: _Reading) -> Creation | None:
     creates = reading.flag("create", default=False)
     creation = Creation(reading.permissions("mode"), reading.number("uid"), reading.number("gid"))
     if not creates and reading.given.get("create", "false") == "false":
@@ -239,7 +253,24 @@ def _host(reading: _Reading) -> HostOptions:
             for key in _OWNERSHIP
             if key in reading.given
         ]
-    return HostOptions(host_path or "", creation if creates else None, reading.flag("read_only", default=False))
+    return creation if creates else None
+
+
+def _nfs(reading: _Reading) -> NfsOptions:
+    place = Place("", "")
+    if (text := reading.text("nfs_path")) is None:
+        reading.problems.append("option nfs_path is missing: it is server:/export or server:/export/sub/dir")
+    else:
+        try:
+            place = nfs_options.parse_place(text)
+        except ValueError as error:
+            reading.refuse("nfs_path", str(error))
+    mount_options, is_read_only, problems = nfs_options.parse_mount_options(reading.text("mount_options") or "")
+    reading.problems += problems
+    read_only = reading.flag("read_only", default=bool(is_read_only))
+    if is_read_only not in {None, read_only}:
+        reading.problems.append("option read_only contradicts ro or rw in mount_options: give one of them")
+    return NfsOptions(place, mount_options, _creation(reading), read_only)
 
 
 def _s3(reading: _Reading) -> BrokerOptions:
@@ -269,7 +300,19 @@ def _sidecar(reading: _Reading) -> SidecarOptions:
     return SidecarOptions()
 
 
-_READERS: dict[str, Callable[[_Reading], VolumeOptions]] = {"host": _host, "s3": _s3, "sidecar": _sidecar}
+_READERS: dict[str, Callable[[_Reading], VolumeOptions]] = {
+    "host": _host,
+    "nfs": _nfs,
+    "s3": _s3,
+    "sidecar": _sidecar,
+}
+
+
+def _effective_creation(creation: Creation | None) -> dict[str, str]:
+    if creation is None:
+        return {"create": "false"}
+    ownership = {"mode": f"{creation.mode:04o}", "uid": str(creation.uid), "gid": str(creation.gid)}
+    return {"create": "true", **ownership}
 
 
 def _sentence(problems: list[str]) -> str:

@@ -1,32 +1,14 @@
 """Making memory, disk and kernel agree when the driver starts.
 
-Three witnesses are compared. The *definitions* say which volumes there are. The *references* say which Mount
-IDs hold which volume, as far as this driver was told. The *mounts* are what the kernel has below
-`ROOT/volumes` now; the kernel is right about what is mounted, and nobody is right about who still uses it
-until asked (`holders`, when a volume is removed). What each mismatch means:
-
-1.  **The boot id has changed.** The machine was restarted. No mount and no container of then is left, whatever
-    the table says, and Mount IDs of then may come again: every reference is dropped.
-2.  **Referenced, but not mounted.** `docker plugin disable -f` has detached everything below the propagated
-    mount, or the driver died between recording a reference and mounting. Containers that ran keep their own
-    mount. Their Unmount may still come for an ID that is unknown by then, and succeeds. A Mount mounts again.
-    The references are dropped.
-3.  **Referenced and mounted.** The driver was killed, updated or restarted while containers ran; the engine
-    keeps what is below the propagated mount and mounts nothing again. The mount is adopted with all its
-    counts: the Unmounts to come are those of the containers that run.
-4.  **Mounted, but not referenced.** The driver died between forgetting the last reference and unmounting, or
-    an unmount failed. Nobody was told of this mount, or everybody has given it back: it is unmounted, lazily,
-    so that a container which has it after all loses nothing.
-5.  **Mounted or referenced, but not defined.** The driver died while it removed the volume, or the
-    definitions were lost or replaced. Without a definition nothing can be said or done about it by name:
-    unmounted as in 4, its references dropped.
-6.  **A mountpoint's directory, but nothing mounted.** The driver died between making or unmounting and
-    removing the directory. It is removed if it is empty. One with files in it (somebody wrote there while
-    nothing was mounted) is left for a human.
-7.  **Defined, and nothing else.** A volume that nobody uses.
+Four witnesses are compared. The *definitions* say which volumes there are. The *references* say which Mount IDs
+hold which volume, as far as this driver was told, and what was shown to them. The *mounts* are what the kernel
+has below `ROOT/volumes` now; the kernel is right about what is mounted. The *mount namespaces* of running
+processes tell who still uses it. What each mismatch means is a line of the table in docs/recovery.md, whose
+numbers stand below; what happens later, while the driver runs, is `reconcile`'s.
 
 `decide` is a pure function of the witnesses; `recover` asks them, does what was decided and logs each mismatch
-with its reason. Done twice it changes nothing more, so a crash during recovery is a case of the above.
+with its reason. No file system is touched: one that hangs must not keep the driver from answering. Done twice it
+changes nothing more, so a crash during recovery is one of its own cases.
 """
 
 from __future__ import annotations
@@ -34,14 +16,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import structlog
 
+from storage.definitions import Definition, DefinitionStore
+from volumedriver.engines import NOBODY
 from volumedriver.errors import MountFailed
+from volumedriver.holders import Holders, Wanted
 from volumedriver.mounter import Mounter
-from volumedriver.store import References, ReferenceStore
+from volumedriver.store import References, ReferenceStore, Verb
+from volumedriver.volume import Shown, Volume
 
 log = structlog.get_logger()
+
+LOST_ID = "lost-references"
+"""Stands for all Mount IDs of a volume whose references were lost. Nobody will give it back."""
 
 
 @dataclass(slots=True)
@@ -57,60 +47,117 @@ def decide(
     mountpoints: Mapping[str, str],
     references: Mapping[str, Mapping[str, int]],
     mounted: Collection[str],
+    held: Collection[str],
     *,
     has_rebooted: bool,
 ) -> Plan:
-    """Compare the witnesses; see the head of this module.
+    """Compare the witnesses; see docs/recovery.md.
 
     Args:
         mountpoints: of each defined volume.
         references: as they were recorded.
         mounted: the mountpoints that the kernel has.
+        held: the volumes that are known to be in some process's mount namespace.
         has_rebooted: the references belong to an earlier boot of the machine.
     """
     plan = Plan()
     for volume, counts in references.items():
         mountpoint = mountpoints.get(volume)
-        if has_rebooted:
+        if has_rebooted:  # 1
             plan.dropped[volume] = "the machine was restarted"
-        elif mountpoint is None:
+        elif mountpoint is None:  # 6
             plan.dropped[volume] = "no volume of this name is defined"
-        elif mountpoint not in mounted:
-            plan.dropped[volume] = "it is not mounted any more"
-        else:
+        elif mountpoint not in mounted and volume not in held:  # 2
+            plan.dropped[volume] = "it is not mounted any more, and no process has it"
+        else:  # 3, 4
             plan.adopted[volume] = dict(counts)
     adopted = {mountpoints[volume] for volume in plan.adopted}
     defined = set(mountpoints.values())
     for mountpoint in mounted:
-        if mountpoint not in defined:
+        if mountpoint not in defined:  # 6
             plan.unmounted[mountpoint] = "no volume with this mountpoint is defined"
-        elif mountpoint not in adopted:
+        elif mountpoint not in adopted:  # 5
             plan.unmounted[mountpoint] = "nobody holds a reference to it"
     return plan
 
 
-def recover(
-    directory: str,
-    mountpoints: Mapping[str, str],
-    store: ReferenceStore,
-    mounter: Mounter,
-    boot_id: str,
-) -> References:
-    """Make the witnesses agree for all mountpoints in `directory`; returns the references that hold."""
-    has_rebooted = store.boot_id() != boot_id
-    plan = decide(mountpoints, store.load(), mounter.mountpoints(directory), has_rebooted=has_rebooted)
+def settle_intents(references: ReferenceStore, definitions: DefinitionStore) -> list[Definition]:
+    """Finish or undo the calls that an earlier process died in.
+
+    Returns:
+        What was being created. That touches the host's files, and is for later.
+    """
+    unfinished = []
+    for intent in references.intents():
+        name, detail = intent.volume, intent.detail
+        log.warning("an earlier driver died in a call", volume=name, call=intent.verb)
+        if intent.verb is Verb.CREATE:  # 9
+            unfinished.append(Definition(name, detail["options"], datetime.fromisoformat(detail["created"])))
+        elif intent.verb is Verb.MOUNT:  # 10
+            references.set(name, detail["mount_id"], detail["count"])
+        else:  # 12
+            references.drop(name)
+            definitions.remove(name)
+            references.settle(name)
+    return unfinished
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Where the witnesses are."""
+
+    directory: str
+    store: ReferenceStore
+    mounter: Mounter
+    holders: Holders
+    boot_id: str
+
+
+def recover(volumes: Mapping[str, Volume], scene: Scene) -> dict[str, tuple[Mapping[str, int], Shown | None]]:
+    """Make the witnesses agree for all volumes; returns the references that hold, and what was shown for them."""
+    store, mounter = scene.store, scene.mounter
+    mountpoints = {volume.name: volume.mountpoint for volume in volumes.values()}
+    mounted = mounter.mountpoints(scene.directory)
+    recorded = store.shown()
+    shown = {name: mounted[path][-1] for name, path in mountpoints.items() if path in mounted} | recorded
+    has_rebooted = store.boot_id() != scene.boot_id
+    references = store.load()
+    doubted = {
+        name: Wanted(shown[name], volumes[name].options.host_path)
+        for name in (mountpoints if store.is_new else references)
+        if name in shown and name in volumes and (mountpoints[name] in mounted) == store.is_new
+    }
     if has_rebooted:
-        store.begin_boot(boot_id)
+        store.begin_boot(scene.boot_id)
+    has_rebooted = has_rebooted and not store.is_new
+    held = set() if has_rebooted else scene.holders.held(doubted)
+    if store.is_new:  # 7
+        references = _replaced(held, store)
+    plan = decide(mountpoints, references, mounted, held, has_rebooted=has_rebooted)
+    _follow(plan, scene)
+    _remove_leftovers(scene.directory, {mountpoints[name] for name in plan.adopted}, mounter)
+    for name, counts in plan.adopted.items():
+        if name in shown and name not in recorded:  # lost, or of an older version
+            store.set_shown(name, shown[name])
+        log.info("mount adopted", volume=name, mountpoint=mountpoints[name], references=len(counts))
+    return {name: (counts, shown.get(name)) for name, counts in plan.adopted.items()}
+
+
+def _replaced(held: Collection[str], store: ReferenceStore) -> References:
+    """References in the place of those that were lost."""
+    for name in held:
+        log.warning("references replaced", volume=name, reason="they were lost, and a process has the volume")
+        store.set(name, LOST_ID, 1, NOBODY)
+    return {name: {LOST_ID: 1} for name in held}
+
+
+def _follow(plan: Plan, scene: Scene) -> None:
     for volume, reason in plan.dropped.items():
         log.warning("references dropped", volume=volume, reason=reason)
-        store.drop(volume)
+        scene.store.drop(volume)
     for mountpoint, reason in plan.unmounted.items():
         log.warning("unmounting", mountpoint=mountpoint, reason=reason)
-        _survive(mounter.unmount, mountpoint)
-    _remove_leftovers(directory, {mountpoints[volume] for volume in plan.adopted}, mounter)
-    for volume, counts in plan.adopted.items():
-        log.info("mount adopted", volume=volume, mountpoint=mountpoints[volume], references=len(counts))
-    return plan.adopted
+        _survive(scene.mounter.unmount, mountpoint)
 
 
 def _remove_leftovers(directory: str, adopted: Collection[str], mounter: Mounter) -> None:

@@ -1,4 +1,4 @@
-"""What a volume shows: the directory behind its options, checked anew each time it is asked for; or a token."""
+"""What a volume shows: a directory, checked anew each time it is asked for; an export; or a token."""
 
 from __future__ import annotations
 
@@ -8,26 +8,33 @@ from collections.abc import Iterator
 
 from volumedriver.errors import InvalidVolume, MountFailed, reason
 from volumedriver.hostpaths import HostDirectories
-from volumedriver.options import SidecarOptions, UnusableOptions, VolumeOptions
+from volumedriver.mounter import Source
+from volumedriver.nfs import NfsSource
+from volumedriver.nfs_policy import NfsServerPolicy
+from volumedriver.options import NfsOptions, SidecarOptions, UnusableOptions, VolumeOptions
 from volumedriver.policy import HostPathPolicy
 
 
 class Sources:
     """Opens sources. `root` is the driver's own directory; the sidecar has its place in it."""
 
-    def __init__(self, hosts: HostDirectories, policy: HostPathPolicy, root: str) -> None:
+    def __init__(
+        self, hosts: HostDirectories, policy: HostPathPolicy, root: str, nfs: NfsServerPolicy | None = None
+    ) -> None:
         self._hosts = hosts
         self._policy = policy
+        self._nfs = nfs or NfsServerPolicy()
         self._sidecar_directory = os.path.join(root, "sidecar")
 
     @contextlib.contextmanager
-    def opened(self, options: VolumeOptions) -> Iterator[int | None]:
+    def opened(self, options: VolumeOptions, deadline: float | None = None) -> Iterator[Source]:
         """An O_PATH descriptor of the directory to mount; None for a workspace that is in no directory.
 
-        What was made for it goes if the body fails.
+        What was made for it goes if the body fails. Of an NFS export only the policy is asked here; who mounts it
+        asks the server, before `deadline` (of time.monotonic()).
 
         Raises:
-            InvalidVolume, HostPathRefused, MountFailed: there is none, or it is not given out.
+            InvalidVolume, HostPathRefused, NfsServerRefused, MountFailed: there is none, or it is not given out.
         """
         if isinstance(options, UnusableOptions):
             raise InvalidVolume(f"the volume's stored options are not usable: {options.problem}")
@@ -37,6 +44,8 @@ class Sources:
                 yield fd
             finally:
                 os.close(fd)
+        elif isinstance(options, NfsOptions):
+            yield NfsSource(options, self._nfs.networks(options.place), deadline)
         elif options.host_path is None:
             yield None
         else:

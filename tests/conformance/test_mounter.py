@@ -66,7 +66,7 @@ def test_unmount_removes_the_mountpoint(make: Make, source: Path, tmp_path: Path
 def test_token_is_mounted_and_unmounted_like_a_directory(make: Make, source: Path, tmp_path: Path) -> None:
     mounter, mountpoint = make(), str(tmp_path / "a")
     mounter.mount(None, mountpoint, read_only=False)
-    assert mounter.mountpoints(str(tmp_path)) == {mountpoint}
+    assert {*mounter.mountpoints(str(tmp_path))} == {mountpoint}
     assert os.listdir(mountpoint) == []
     with pytest.raises(MountFailed):
         mounter.mount(None, mountpoint, read_only=False)
@@ -115,8 +115,26 @@ def test_mountpoints_lists_one_level_only(make: Make, source: Path, tmp_path: Pa
     os.mkdir(tmp_path / "volumes-not")
     for name in ("volumes/a", "volumes/b", "volumes-not/c"):
         bind(mounter, source, str(tmp_path / name))
-    expected = {str(tmp_path / "volumes/a"), str(tmp_path / "volumes/b")}
+    expected = {path: mounter.shown(path) for path in (str(tmp_path / "volumes/a"), str(tmp_path / "volumes/b"))}
     assert mounter.mountpoints(str(tmp_path / "volumes")) == expected
+
+
+@in_private_namespace
+def test_what_is_shown_is_the_directory_and_each_token_is_another(
+    make: Make, source: Path, tmp_path: Path
+) -> None:
+    mounter = make()
+    (tmp_path / "source2").mkdir()
+    for name, place in (("a", source), ("b", source), ("c", tmp_path / "source2")):
+        bind(mounter, place, tmp_path / name)
+    for name in ("t", "u"):
+        mounter.mount(None, str(tmp_path / name), read_only=False)
+    (a,), (b,), (c,), (t,), (u,) = (mounter.shown(str(tmp_path / name)) for name in "abctu")
+    assert a == b
+    assert len({a, c, t, u}) == 4
+    assert a.is_renamed(c)
+    assert not a.is_renamed(t)
+    assert mounter.shown(str(source)) == []
 
 
 @in_private_namespace
@@ -158,7 +176,7 @@ def test_mountpoint_with_a_difficult_name(make: Make, source: Path, tmp_path: Pa
         mountpoint = str(tmp_path / name)
         bind(mounter, source, mountpoint)
         assert mounter.is_mounted(mountpoint)
-        assert mounter.mountpoints(str(tmp_path)) == {mountpoint}
+        assert mounter.mountpoints(str(tmp_path)) == {mountpoint: mounter.shown(mountpoint)}
         mounter.unmount(mountpoint)
         assert not mounter.is_mounted(mountpoint)
 

@@ -2,64 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from lab.memory_mounter import MemoryMounter
-from storage.definitions import DefinitionStore, definitions_path
+from storage.definitions import definitions_path
 from volumedriver.driver import Driver, Parts
+from volumedriver.engines import Engine
+from volumedriver.holders import Wanted
 from volumedriver.hostpaths import HostDirectories
+from volumedriver.mending import opened_definitions, opened_references
+from volumedriver.mounter import Mounter
 from volumedriver.policy import HostPathPolicy
+from volumedriver.reconcile import Reconciler
 from volumedriver.sources import Sources
-from volumedriver.store import ReferenceStore
+from volumedriver.volume import Shown
+
+
+class Containers:
+    """Who holds volumes: containers by name, each with what is mounted in it. `asked` is what was asked for."""
+
+    def __init__(self) -> None:
+        self.running: dict[str, Shown] = {}
+        self.holding: list[int] = []  # hold everything
+        self.asked: list[Wanted] = []
+
+    def of(self, wanted: Wanted) -> list[int]:
+        self.asked.append(wanted)
+        return self.holding + [7 for shown in self.running.values() if shown.holding == wanted.shown.holding]
+
+    def held(self, wanted: Mapping[str, Wanted]) -> set[str]:
+        holding = {shown.holding for shown in self.running.values()}
+        return {name for name, volume in wanted.items() if volume.shown.holding in holding or self.holding}
 
 
 class Machine:
     """A host that a driver runs on, may crash on, and starts again on.
 
-    `holding` are the processes that hold every volume; `asked_about` is for which they were asked.
+    Attributes:
+        containers: who holds volumes.
+        engine: who calls; `living_engines` are those that are not killed.
+        now: the clock of the reconciler, in seconds.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, mounter: Mounter | None = None) -> None:
         self.root = directory / "root"
         self.hostfs = directory / "hostfs"
         for path in (self.root / ".state", self.root / "volumes", self.hostfs / "srv/data"):
-            path.mkdir(parents=True)
+            path.mkdir(parents=True, exist_ok=True)
         self.mounter = MemoryMounter()
-        self.holding: list[int] = []
-        self.asked_about: list[tuple[str, str | None]] = []
+        self._real_mounter = mounter
+        self.containers = Containers()
         self.boot_id = "first boot"
+        self.engine = Engine(1, 1)
+        self.living_engines = {self.engine}
+        self.now = 1000.0
         self.policy = HostPathPolicy()
         self.lock_timeout_s = 10.0
-        self._closing: list[Callable[[], None]] = []
+        self._closing = contextlib.ExitStack()
         self.start()
 
     def start(self) -> Driver:
         """A new driver on what the last one left."""
         self.stop()
-        self.definitions = DefinitionStore(definitions_path(str(self.root)))
-        self.references = ReferenceStore(str(self.root / ".state/mounts.sqlite"))
-        hosts = HostDirectories(str(self.hostfs))
-        self._closing = [self.definitions.close, self.references.close, hosts.close]
-        self.driver = Driver(
-            Parts(
-                root=str(self.root),
-                definitions=self.definitions,
-                references=self.references,
-                mounter=self.mounter,
-                sources=Sources(hosts, self.policy, str(self.root)),
-                holders=self._holders,
-                boot_id=self.boot_id,
-                lock_timeout_s=self.lock_timeout_s,
+        with contextlib.ExitStack() as stack:
+            self.definitions = stack.enter_context(opened_definitions(definitions_path(str(self.root))))
+            self.references = opened_references(str(self.root / ".state/mounts.sqlite"))
+            stack.callback(self.references.close)
+            hosts = HostDirectories(str(self.hostfs))
+            stack.callback(hosts.close)
+            self.parts = self._parts(hosts)
+            self.driver = Driver(self.parts)
+            self.reconciler = Reconciler(
+                self.driver,
+                self.parts,
+                clock=lambda: self.now,
+                is_alive=lambda engine: engine in self.living_engines,
             )
-        )
+            self._closing = stack.pop_all()
         return self.driver
 
-    def _holders(self, mountpoint: str, host_path: str | None) -> list[int]:
-        self.asked_about.append((mountpoint, host_path))
-        return self.holding
+    def _parts(self, hosts: HostDirectories) -> Parts:
+        return Parts(
+            root=str(self.root),
+            definitions=self.definitions,
+            references=self.references,
+            mounter=self._real_mounter or self.mounter,
+            sources=Sources(hosts, self.policy, str(self.root)),
+            holders=self.containers,
+            boot_id=self.boot_id,
+            lock_timeout_s=self.lock_timeout_s,
+        )
 
     def stop(self) -> None:
         """Let go of the state; nothing is written, so this is a crash as well."""
-        while self._closing:
-            self._closing.pop()()
+        self._closing.close()

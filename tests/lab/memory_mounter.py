@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from collections.abc import Callable
 
 from volumedriver.errors import MountFailed
+from volumedriver.mounter import Source
+from volumedriver.volume import SOURCE_OF_TOKENS, Shown
 
 
 class MemoryMounter:
     """Mountpoints are real directories; mounts are entries: which directory (None: a token), if read-only.
 
-    `before_mount` is called in every mount before it takes effect: to block it, or to raise.
+    `before_mount` is called in every mount before it takes effect: to block it, or to raise. `foreign` is what
+    somebody else has mounted at a mountpoint, on top of ours if there is one.
     """
 
     def __init__(self) -> None:
         self.entries: dict[str, tuple[int | None, bool]] = {}
+        self.foreign: dict[str, Shown] = {}
         self.before_mount: Callable[[str], None] = lambda _: None
+        self._shown: dict[str, Shown] = {}
+        self._devices = itertools.count(100)
         self._lock = threading.Lock()
 
-    def mount(self, source_fd: int | None, mountpoint: str, *, read_only: bool) -> None:
+    def mount(self, source: Source, mountpoint: str, *, read_only: bool) -> None:
         made = not os.path.lexists(mountpoint)
         try:
             if made:
                 os.mkdir(mountpoint, 0o700)
-            if os.path.islink(mountpoint) or not os.path.isdir(mountpoint) or mountpoint in self.entries:
+            if os.path.islink(mountpoint) or not os.path.isdir(mountpoint) or self.is_mounted(mountpoint):
                 raise MountFailed(f"cannot mount at {mountpoint}: it is taken")
             try:
-                inode = None if source_fd is None else os.fstat(source_fd).st_ino
+                inode = os.fstat(source).st_ino if isinstance(source, int) else None
             except OSError as error:
                 raise MountFailed(f"cannot mount at {mountpoint}: {error}") from error
             self.before_mount(mountpoint)
@@ -39,16 +46,33 @@ class MemoryMounter:
             raise
         with self._lock:
             self.entries[mountpoint] = (inode, read_only)
+            if inode is None:
+                self._shown[mountpoint] = Shown(
+                    f"0:{next(self._devices)}", "/", SOURCE_OF_TOKENS + os.path.basename(mountpoint)
+                )
+            else:
+                self._shown[mountpoint] = Shown("8:1", f"/{inode}", "disk")
 
     def unmount(self, mountpoint: str) -> None:
         with self._lock:
             self.entries.pop(mountpoint, None)
+            self.foreign.pop(mountpoint, None)
         with contextlib.suppress(OSError):
             os.rmdir(mountpoint)
 
     def is_mounted(self, mountpoint: str) -> bool:
-        return mountpoint in self.entries
+        return bool(self.shown(mountpoint))
 
-    def mountpoints(self, directory: str) -> set[str]:
+    def shown(self, mountpoint: str) -> list[Shown]:
+        ours = [self._shown[mountpoint]] if mountpoint in self.entries else []
+        return [*ours, self.foreign[mountpoint]] if mountpoint in self.foreign else ours
+
+    def mountpoints(self, directory: str) -> dict[str, list[Shown]]:
         with self._lock:
-            return {path for path in self.entries if os.path.dirname(path) == directory}
+            paths = [*self.entries, *(path for path in self.foreign if path not in self.entries)]
+        return {path: self.shown(path) for path in paths if os.path.dirname(path) == directory}
+
+    def detach_all(self) -> None:
+        """What `docker plugin disable -f`, and the end of the machine, does."""
+        self.entries.clear()
+        self.foreign.clear()

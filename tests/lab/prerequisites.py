@@ -21,6 +21,11 @@ _OF_SYSTEM_TESTS = {
 }
 PACKAGES = {**_OF_SYSTEM_TESTS, "e2fsprogs": "mkfs.ext4", "postgresql": "/usr/lib/postgresql/*/bin/initdb"}
 
+# What the tests' own machine (lab/uml.py) is made of. It is unpacked, not installed: to install a file server
+# would start it, now and at every boot. Its kernel is there for x86-64 only.
+_OF_MACHINE = ("user-mode-linux", "nfs-kernel-server", "nfs-common", "rpcbind", "kmod", "iproute2")
+MACHINE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../.cache/machine")
+
 # When it is installed, Debian's PostgreSQL makes and starts a server, unless told not to. Nobody here needs that.
 _CLUSTERS = "/etc/postgresql-common/createcluster.conf"
 
@@ -44,6 +49,34 @@ def absence() -> str:
     return ""
 
 
+def absence_of_machine() -> str:
+    """Why the tests' own machine cannot run here, in a few words; empty where it can."""
+    if os.uname().machine != "x86_64":
+        return "needs user-mode Linux, which is for x86-64 only"
+    if os.geteuid() != 0:
+        return "needs root"
+    return "" if os.path.isdir(MACHINE) else "needs user-mode Linux: `make lab` unpacks it on Debian"
+
+
+def unpack_machine() -> None:
+    """Unpack the packages of the machine, and what they need that is not installed, into `MACHINE`."""
+    partial = os.path.abspath(f"{MACHINE}.{os.getpid()}")
+    os.makedirs(f"{partial}/packages/partial")
+    options = ["-o", f"Dir::Cache::archives={partial}/packages", "-o", "APT::Sandbox::User=root"]
+    _apt_get("update")
+    _apt_get(*options, "install", "--yes", "--no-install-recommends", "--download-only", *_OF_MACHINE)
+    for directory in ("bin", "sbin", "lib", "lib64"):  # where Debian's root has links
+        os.makedirs(f"{partial}/usr/{directory}")
+        os.symlink(f"usr/{directory}", f"{partial}/{directory}")
+    for package in glob.glob(f"{partial}/packages/*.deb"):
+        contents = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], check=True, capture_output=True).stdout
+        unpack = ["tar", "--extract", "--keep-directory-symlink", "--no-same-owner", "--directory", partial]
+        subprocess.run(unpack, check=True, input=contents)
+        os.unlink(package)
+    shutil.rmtree(f"{partial}/packages")
+    os.rename(partial, MACHINE)
+
+
 def _is_there(file: str) -> bool:
     if file.startswith("/"):
         return bool(glob.glob(file))
@@ -56,14 +89,18 @@ def _has_venv() -> bool:
 
 def install(packages: list[str]) -> None:
     """Install Debian packages, without questions and without recommendations."""
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     if "postgresql" in packages and not os.path.exists(_CLUSTERS):
         os.makedirs(os.path.dirname(_CLUSTERS), exist_ok=True)
         with open(_CLUSTERS, "w", encoding="ascii") as configuration:
             configuration.write("create_main_cluster = false\n")
-    for command in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
-        print(f"prerequisites: apt-get {' '.join(command)}", flush=True)
-        subprocess.run(["apt-get", "-qq", *command], check=True, env=environment, stdout=subprocess.DEVNULL)
+    _apt_get("update")
+    _apt_get("install", "--yes", "--no-install-recommends", *packages)
+
+
+def _apt_get(*command: str) -> None:
+    print(f"prerequisites: apt-get {' '.join(command)}", flush=True)
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    subprocess.run(["apt-get", "-qq", *command], check=True, env=environment, stdout=subprocess.DEVNULL)
 
 
 def main(arguments: list[str]) -> int:
@@ -74,12 +111,16 @@ def main(arguments: list[str]) -> int:
         return int(os.geteuid() != 0)
     is_venv = arguments == ["venv"]
     needed = missing() if not is_venv else [] if _has_venv() else ["python3-venv"]
-    if not needed:
+    is_machine_wanted = not is_venv and os.uname().machine == "x86_64" and not os.path.isdir(MACHINE)
+    if not needed and not is_machine_wanted:
         return 0
     if os.geteuid() != 0 or not _is_there("apt-get"):
-        return _explain(needed, is_venv)
+        return _explain([*needed, *(_OF_MACHINE if is_machine_wanted else ())], is_venv)
     try:
-        install(needed)
+        if needed:
+            install(needed)
+        if is_machine_wanted:
+            unpack_machine()
     except subprocess.CalledProcessError as error:
         print(f"prerequisites: {' '.join(map(str, error.cmd))} failed with exit code {error.returncode}")
         return 1
@@ -94,7 +135,7 @@ def _explain(needed: list[str], is_venv: bool) -> int:
         )
         return 1
     print(f"prerequisites: MISSING {', '.join(needed)}, to be installed by root, with apt-get: what needs")
-    print("prerequisites: them is SKIPPED, that is all tests with a real Docker engine or PostgreSQL", flush=True)
+    print("prerequisites: them is SKIPPED: tests with a real Docker engine, NFS server or PostgreSQL", flush=True)
     return 0
 
 

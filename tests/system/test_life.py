@@ -11,7 +11,7 @@ import pytest
 
 from lab.engine import Engine, inside, wait_until
 from lab.images import TINY
-from lab.stage import PLUGIN, stage
+from lab.stage import PLUGIN
 from storage.mountinfo import Mount
 
 SLEEP = ("sleep", "1000")
@@ -156,24 +156,3 @@ def test_what_is_mounted_on_the_host_later_is_seen_and_not_held(site: Site) -> N
         assert str(disk) not in held
     finally:
         disk.rmdir()
-
-
-@pytest.mark.parametrize("live_restore", [False, True])
-def test_kill_of_the_engine_leaks_nothing(directory: Path, live_restore: bool) -> None:
-    """The killed engine never sends Unmount; afterwards everything works, and the volume can be removed."""
-    with stage(live_restore=live_restore) as engine:
-        site = Site(engine, directory)
-        container = engine.client.containers.create(
-            TINY, list(SLEEP), volumes=site.volumes, network_mode="none", stop_signal="SIGKILL"
-        )
-        container.start()
-        engine.kill()
-        engine.start()
-        container = engine.client.containers.get(str(container.id))
-        assert (container.status == "running") is live_restore
-        site.reads()
-        container.remove(force=True)
-        wait_until("the volume is unmounted", lambda: site.published() == [])
-        engine.client.volumes.get("data").remove()
-        assert engine.client.volumes.list() == []
-    assert (directory / "f").read_text() == "content"

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from volumedriver.holders import holders
+from storage.mountinfo import mount_at, read_mounts
+from volumedriver.holders import Namespaces, Wanted
+from volumedriver.volume import Shown
 
 HASH = "0123456789" * 4
 OURS = f"/data/published/volumes/{HASH}"
 ON_HOST = f"/var/lib/docker/plugins/x/propagated-mount/volumes/{HASH}"
+
+
+OTHER = Wanted(Shown("8:77", "/x", "/dev/x"), None)
 
 
 class Proc:
@@ -29,7 +34,13 @@ class Proc:
         (process / "mountinfo").write_text("".join(lines))
 
     def holders(self, host_path: str | None = "/srv/data") -> list[int]:
-        return holders(OURS, host_path, str(self.directory))
+        ours = mount_at(read_mounts(str(self.directory / "self/mountinfo")), OURS)
+        assert ours is not None
+        wanted = Wanted(Shown(ours.device, ours.root, ours.source), host_path)
+        namespaces = Namespaces(str(self.directory))
+        found = namespaces.of(wanted)
+        assert namespaces.held({"it": wanted, "else": OTHER}) == ({"it"} if found else set())
+        return found
 
 
 @pytest.fixture
@@ -85,7 +96,39 @@ def test_process_that_ends_meanwhile_or_hides_its_namespace(proc: Proc) -> None:
     assert proc.holders() == [101]
 
 
-def test_nobody_holds_what_is_not_mounted(proc: Proc) -> None:
-    (proc.directory / "self/mountinfo").write_text("1 0 8:1 / / rw - ext4 /dev/x rw\n")
-    proc.add("100", "container", "0:50 / /", "8:1 /srv/data /data")
+def test_sub_path_of_the_volume_holds_it(proc: Proc) -> None:
+    proc.add("100", "container", "0:50 / /", "8:1 /srv/data/a/b /data")
+    proc.add("101", "other", "0:51 / /", "8:1 /srv/database /data", "8:1 /srv /srv")
+    assert proc.holders() == [100]
+
+
+def test_files_that_the_engine_gives_to_every_container_hold_nothing(proc: Proc) -> None:
+    proc.add(
+        "100", "container", "0:50 / /", "8:1 /srv/data/containers/1/hosts /etc/hosts", "0:9 mnt:[4026] /run/x"
+    )
     assert proc.holders() == []
+
+
+def test_token_of_another_volume_with_the_same_number_holds_nothing(proc: Proc) -> None:
+    container = proc.directory / "100"
+    proc.add("100", "container", "8:1 /srv/data /data")
+    assert proc.holders() == [100]
+    told = (container / "mountinfo").read_text()
+    (container / "mountinfo").write_text(told.replace("/dev/x", "brokervol:other"))
+    assert proc.holders() == []
+
+
+def test_earlier_token_of_the_volume_holds_it(tmp_path: Path) -> None:
+    proc = Proc(tmp_path)
+    own = tmp_path / "self/mountinfo"
+    token = f"brokervol:{HASH}"
+    own.write_text(own.read_text().replace("8:1 /srv/data", "0:99 /").replace("/dev/x", token))
+    proc.add("100", "container", "0:50 / /", "0:98 / /token")
+    assert proc.holders() == []
+    theirs = tmp_path / "100/mountinfo"
+    theirs.write_text(theirs.read_text().replace("/dev/x", token))
+    assert proc.holders() == [100]
+
+
+def test_nobody_is_asked_for_nothing(proc: Proc) -> None:
+    assert Namespaces(str(proc.directory / "none")).held({}) == set()

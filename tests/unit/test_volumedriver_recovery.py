@@ -15,43 +15,50 @@ HELD = {"data": {"x": 2, "y": 1}}
 NOBODY = "nobody holds a reference to it"
 UNDEFINED = "no volume with this mountpoint is defined"
 
+NOT_HELD = "it is not mounted any more, and no process has it"
+
+# The numbers are those of docs/recovery.md: references, what is mounted, what is held, whether rebooted.
 CASES = {
-    "1 rebooted": (HELD, set(), True, Plan(dropped={"data": "the machine was restarted"})),
+    "1 rebooted": (HELD, set(), {"data"}, True, Plan(dropped={"data": "the machine was restarted"})),
     "1 rebooted, yet mounted": (
         HELD,
         {"/v/1"},
+        set(),
         True,
         Plan(dropped={"data": "the machine was restarted"}, unmounted={"/v/1": NOBODY}),
     ),
-    "2 referenced, not mounted": (HELD, set(), False, Plan(dropped={"data": "it is not mounted any more"})),
-    "3 referenced and mounted": (HELD, {"/v/1"}, False, Plan(adopted={"data": {"x": 2, "y": 1}})),
-    "4 mounted, not referenced": ({}, {"/v/1"}, False, Plan(unmounted={"/v/1": NOBODY})),
-    "5 mounted, not defined": ({}, {"/v/9"}, False, Plan(unmounted={"/v/9": UNDEFINED})),
-    "5 referenced, not defined": (
+    "2 referenced, not mounted": (HELD, set(), set(), False, Plan(dropped={"data": NOT_HELD})),
+    "3 referenced and mounted": (HELD, {"/v/1"}, set(), False, Plan(adopted={"data": {"x": 2, "y": 1}})),
+    "4 referenced and held": (HELD, set(), {"data"}, False, Plan(adopted={"data": {"x": 2, "y": 1}})),
+    "5 mounted, not referenced": ({}, {"/v/1"}, set(), False, Plan(unmounted={"/v/1": NOBODY})),
+    "6 mounted, not defined": ({}, {"/v/9"}, set(), False, Plan(unmounted={"/v/9": UNDEFINED})),
+    "6 referenced, not defined": (
         {"gone": {"x": 1}},
         {"/v/9"},
+        {"gone"},
         False,
         Plan(dropped={"gone": "no volume of this name is defined"}, unmounted={"/v/9": UNDEFINED}),
     ),
-    "7 defined only": ({}, set(), False, Plan()),
+    "defined only": ({}, set(), set(), False, Plan()),
     "several at once": (
         {**HELD, "data2": {"z": 1}},
         {"/v/2", "/v/9"},
+        set(),
         False,
         Plan(
             adopted={"data2": {"z": 1}},
-            dropped={"data": "it is not mounted any more"},
+            dropped={"data": NOT_HELD},
             unmounted={"/v/9": UNDEFINED},
         ),
     ),
 }
 
 
-@pytest.mark.parametrize(("references", "mounted", "has_rebooted", "plan"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("references", "mounted", "held", "has_rebooted", "plan"), CASES.values(), ids=CASES)
 def test_decision(
-    references: dict[str, dict[str, int]], mounted: set[str], has_rebooted: bool, plan: Plan
+    references: dict[str, dict[str, int]], mounted: set[str], held: set[str], has_rebooted: bool, plan: Plan
 ) -> None:
-    assert decide(DEFINED, references, mounted, has_rebooted=has_rebooted) == plan
+    assert decide(DEFINED, references, mounted, held, has_rebooted=has_rebooted) == plan
 
 
 @pytest.fixture

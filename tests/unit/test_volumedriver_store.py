@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from volumedriver.errors import StateUnavailable
+from volumedriver.errors import StateDamaged, StateUnavailable
 from volumedriver.store import ReferenceStore, sole_user
 
 
@@ -53,14 +53,14 @@ def test_state_of_a_newer_version_is_refused_unaltered(path: str) -> None:
     with sqlite3.connect(path) as newer:
         newer.execute("PRAGMA user_version = 99")
     newer.close()
-    with pytest.raises(StateUnavailable, match="has version 99; this brokervol knows versions up to 1"):
+    with pytest.raises(StateUnavailable, match="has version 99; this brokervol knows versions up to 2"):
         ReferenceStore(path)
 
 
 @pytest.mark.parametrize("content", [b"not a database" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
 def test_damaged_state_is_told_in_a_sentence(path: str, content: bytes) -> None:
     Path(path).write_bytes(content)
-    with pytest.raises(StateUnavailable, match="is not usable"):
+    with pytest.raises(StateDamaged, match="is damaged"):
         ReferenceStore(path)
 
 

@@ -98,14 +98,14 @@ def test_directory_of_a_broker_is_mounted_like_one_of_ours(tmp_path: Path) -> No
         machine.driver.create("etc", {"type": "odd", "path": "/etc"})
     machine.driver.create("token", {"type": "odd"})
     assert machine.mounter.entries[machine.driver.mount("token", "y")] == (None, False)
-    machine.holding = [1]
+    machine.containers.holding = [1]
     driver = machine.start()
     with pytest.raises(Exception, match="in use"):
         driver.remove("data")
-    assert machine.asked_about[-1][1] == "/srv/data"
+    assert machine.containers.asked[-1].host_path == "/srv/data"
     machine.stop()
 
 
 def test_types_are_told_where_the_type_is_wrong() -> None:
-    with pytest.raises(InvalidVolume, match="this version serves host, s3, sidecar and odd"):
+    with pytest.raises(InvalidVolume, match="this version serves host, nfs, s3, sidecar and odd"):
         parse({"type": "add"})

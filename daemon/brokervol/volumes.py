@@ -1,0 +1,169 @@
+"""`brokervol volumes export` and `import`: the definitions of a host's volumes as a file, driver or not.
+
+Both work on the driver's state itself, in transactions, and not through its socket: so all volumes come or none,
+with the dates they had, and a host can be given its volumes before a driver runs there. A driver that runs notices
+within a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sqlite3
+import sys
+from collections.abc import Mapping, Sequence
+
+from storage.definitions import (
+    AlreadyDefined,
+    Definition,
+    DefinitionStore,
+    definitions_path,
+    from_json,
+    to_json,
+    write_privately,
+)
+from volumedriver import options as volume_options
+from volumedriver.errors import InvalidVolume
+from volumedriver.volume import check_name
+
+_EXIT_FAILED, _EXIT_CONFLICT = 1, 6
+_ATTEMPTS = 5
+_MOST_SHOWN = 20
+
+
+class Failed(Exception):
+    """It was not done, none of it. The message says why."""
+
+    exit_code = _EXIT_FAILED
+
+
+class Conflict(Failed):
+    """The host has volumes of these names with other options."""
+
+    exit_code = _EXIT_CONFLICT
+
+
+def export_volumes(root: str, target: str) -> int:
+    """Write the volumes below `root` to the file `target`, `-` for standard output; returns how many."""
+    path = definitions_path(root)
+    if not os.path.exists(path):
+        raise Failed(f"{root} holds no volumes: --root must be the driver's")
+    with DefinitionStore(path) as store:
+        store.check()
+        definitions = store.load()
+    if target == "-":
+        sys.stdout.write(to_json(definitions))
+    else:
+        write_privately(target, to_json(definitions))
+    return len(definitions)
+
+
+def import_volumes(root: str, source: str) -> tuple[list[str], list[str]]:
+    """Define the volumes of a file, `-` for standard input: all of them, or none.
+
+    Returns:
+        The names of those that were added, and of those that were there already with the same options.
+    """
+    wanted = _checked(from_json(_read(source)))
+    state = os.path.dirname(definitions_path(root))
+    os.makedirs(root, 0o755, exist_ok=True)
+    os.makedirs(state, 0o700, exist_ok=True)
+    with DefinitionStore(definitions_path(root)) as store:
+        for _ in range(_ATTEMPTS):
+            existing = {definition.name: definition.options for definition in store.load()}
+            _refuse_conflicts(wanted, existing)
+            added = [definition for definition in wanted if definition.name not in existing]
+            try:
+                store.add(added)
+            except AlreadyDefined:  # meanwhile, by the driver
+                continue
+            names = [definition.name for definition in added]
+            return names, sorted({definition.name for definition in wanted} - {*names})
+    raise Failed("the driver keeps defining volumes of the same names; try again")
+
+
+def _read(source: str) -> str:
+    if source == "-":
+        return sys.stdin.read()
+    with open(source, encoding="utf-8") as file:
+        return file.read()
+
+
+def _checked(definitions: Sequence[Definition]) -> list[Definition]:
+    """The definitions with every option that is in force, as the driver would have them."""
+    checked, problems = [], []
+    for definition in definitions:
+        try:
+            check_name(definition.name)
+            options = volume_options.parse(definition.options).effective
+        except InvalidVolume as error:
+            problems.append(f"volume {definition.name!r:.80}: {error}")
+        else:
+            checked.append(Definition(definition.name, options, definition.created))
+    if problems:
+        raise Failed(_several(problems))
+    return checked
+
+
+def _refuse_conflicts(wanted: Sequence[Definition], existing: Mapping[str, Mapping[str, str]]) -> None:
+    conflicts = []
+    for definition in wanted:
+        before, after = existing.get(definition.name, definition.options), definition.options
+        keys = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
+        if keys:
+            conflicts.append(
+                f"volume {definition.name} exists with other options: it differs in {', '.join(keys)}"
+            )
+    if conflicts:
+        raise Conflict(_several(conflicts))
+
+
+def _several(sentences: Sequence[str]) -> str:
+    more = len(sentences) - _MOST_SHOWN
+    return "; ".join([*sentences[:_MOST_SHOWN], *([f"and {more} more"] if more > 0 else [])])
+
+
+def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="brokervol volumes", description="Save the definitions of this host's volumes, or bring them back."
+    )
+    parser.add_argument(
+        "--root",
+        default=environment.get("BROKERVOL_ROOT") or "/var/lib/brokervol",
+        metavar="DIR",
+        help="the driver's directory of mountpoints and state [BROKERVOL_ROOT] (%(default)s)",
+    )
+    actions = parser.add_subparsers(dest="action", required=True)
+    exporting = actions.add_parser("export", help="write all definitions to a file")
+    exporting.add_argument(
+        "file", nargs="?", default="-", metavar="FILE", help="- for standard output (%(default)s)"
+    )
+    importing = actions.add_parser("import", help="define the volumes of such a file, all or none")
+    importing.add_argument("file", metavar="FILE", help="- for standard input")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 1 for a failure, 2 for wrong usage, 6 for volumes that exist with other options."""
+    options = _parser(os.environ).parse_args(argv)
+    try:
+        if options.action == "export":
+            count = export_volumes(options.root, options.file)
+            if options.file != "-":
+                print(f"{count} volumes exported to {options.file}")
+            return 0
+        added, present = import_volumes(options.root, options.file)
+    except (Failed, OSError, ValueError, sqlite3.Error) as error:
+        print(f"brokervol: volumes {options.action}: {_sentence(error, options)}", file=sys.stderr)
+        return getattr(error, "exit_code", _EXIT_FAILED)
+    names = f": {', '.join(added)}" if added else ""
+    print(f"{len(added)} volumes imported{names}; {len(present)} were there already")
+    return 0
+
+
+def _sentence(error: Exception, options: argparse.Namespace) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename or options.file}: {error.strerror}"
+    if isinstance(error, sqlite3.Error):
+        return f"the definitions in {options.root} are not usable: {error}"
+    return str(error) if isinstance(error, Failed) else f"{options.file} is no export of volumes: {error}"

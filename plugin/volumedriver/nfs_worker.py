@@ -1,0 +1,121 @@
+"""Processes that may hang, because they can be killed: `python -m volumedriver.nfs_worker FD`.
+
+Whatever may wait for an NFS server is done in a worker: mounting, and detaching too, since to let go of the last
+use of a file system is to tell its server. The *nursery*, this module's process, does nothing but fork workers
+when the driver asks for one: a fork of this small process takes a millisecond or two, a new interpreter forty.
+
+The driver sends, for each worker it wants, one end of a connection. Over that the worker first sends a descriptor
+of itself (a pidfd, by which to kill it without mistaking it), and then answers requests, one at a time. A request
+or an answer is one message of JSON; before its answer a worker says which step it has begun.
+
+None of them outlives the driver: a worker ends when nobody is at the other end of its connection, the nursery
+likewise, and whatever a worker is doing the kernel kills it with the nursery. A request has a limit by which the
+kernel kills the worker, too: so one that nobody waits for any more ends.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from storage import linux
+from volumedriver import mountcalls, nfs_mount
+from volumedriver.nfs_mount import Facts, Failure
+
+LONGEST_MESSAGE = 1 << 17
+
+Action = Callable[[Mapping[str, Any], list[int], Callable[[Facts], None]], Facts]
+
+
+def _mount(request: Mapping[str, Any], fds: list[int], report: Callable[[Facts], None]) -> Facts:
+    return nfs_mount.mount(nfs_mount.Request(**request["mount"]), fds[0], report)
+
+
+def _detach(request: Mapping[str, Any], fds: list[int], report: Callable[[Facts], None]) -> Facts:
+    """Detach one mount. Not all there are: while this waits somebody may mount there again."""
+    del fds, report
+    return {"detached": mountcalls.detached_one(request["mountpoint"])}
+
+
+def _remove(request: Mapping[str, Any], fds: list[int], report: Callable[[Facts], None]) -> Facts:
+    """Remove an empty mountpoint, which detaches what other mount namespaces have mounted there."""
+    del fds, report
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(request["mountpoint"])
+    return {}
+
+
+ACTIONS: dict[str, Action] = {"mount": _mount, "detach": _detach, "remove": _remove}
+
+
+def work(connection: socket.socket, actions: Mapping[str, Action]) -> None:
+    """Answer requests until nobody is there to ask."""
+    while True:
+        message, fds, _, _ = socket.recv_fds(connection, LONGEST_MESSAGE, 1)
+        if not message:
+            return
+        request = json.loads(message)
+        signal.setitimer(signal.ITIMER_REAL, request["limit_s"])
+        _send(connection, {"step": "begin"})  # who is killed before has done nothing, and another can be asked
+        try:
+            answer = actions[request["do"]](request, fds, lambda facts: _send(connection, facts))
+        except Failure as failure:
+            answer = failure.facts
+        except OSError as error:
+            answer = nfs_mount.facts_of(error)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _send(connection, {**answer, "done": True})
+
+
+def _send(connection: socket.socket, facts: Facts) -> None:
+    try:
+        connection.sendall(json.dumps(facts).encode())
+    except BrokenPipeError:  # nobody waits for it any more
+        sys.exit()
+
+
+def _be_worker(connection: socket.socket, nursery: int, actions: Mapping[str, Action]) -> NoReturn:
+    try:
+        linux.die_with_parent(nursery, signal.SIGKILL)
+        with contextlib.suppress(PermissionError):
+            os.setgroups([])  # what is done as a volume's owner is not done with root's groups
+        os.umask(0)
+        pidfd = os.pidfd_open(os.getpid())
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [pidfd]))]
+        connection.sendmsg([b"{}"], ancillary)
+        os.close(pidfd)
+        work(connection, actions)
+    finally:
+        os._exit(0)
+
+
+def main(control_fd: int, actions: Mapping[str, Action] = ACTIONS) -> None:
+    """The nursery, until nobody is at the other end of `control_fd`."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the driver's, which lets its calls end first
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies, and nobody to wait for those that do not die
+    own_pid = os.getpid()
+    with socket.socket(fileno=control_fd) as control:
+        while True:
+            message, fds, _, _ = socket.recv_fds(control, 1, 1)
+            if not message:
+                return
+            # If this host has no more processes, the connection ends, which says so.
+            with socket.socket(fileno=fds[0]) as connection, contextlib.suppress(BlockingIOError, MemoryError):
+                if os.fork() == 0:
+                    control.close()
+                    _be_worker(connection, own_pid, actions)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

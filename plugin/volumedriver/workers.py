@@ -1,0 +1,253 @@
+"""The pool of worker processes (`nfs_worker`) in which the driver has done what may hang."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+
+from volumedriver.nfs_worker import LONGEST_MESSAGE
+
+log = structlog.get_logger()
+
+Facts = Mapping[str, Any]
+
+_NURSERY = (sys.executable, "-P", "-m", "volumedriver.nfs_worker")  # -P: a module in / is none of ours
+_WARM = 2
+_ATTEMPTS = 3
+_SPARE_S = 2  # we kill what takes too long; the kernel does so if we cannot any more
+_DEATH_S = 0.5  # how long to look whether a killed worker is gone
+_END_S = 5
+
+
+class NoAnswer(Exception):
+    """A request was not answered in time, and whoever worked on it was killed. `step` is what it was at."""
+
+    def __init__(self, step: Facts) -> None:
+        super().__init__(step.get("step"))
+        self.step = step
+
+
+class NoWorker(OSError):
+    """Workers cannot be started, or die by themselves."""
+
+
+class Workers:
+    """As many workers as there are requests at once; a few are kept for the next.
+
+    No thread or process of ours waits for one that does not die: the kernel ends it when it can, and the nursery
+    needs no answer from it.
+
+    Args:
+        command: what starts a nursery; the number of a descriptor is added.
+    """
+
+    def __init__(self, command: Sequence[str] = _NURSERY, warm: int = _WARM) -> None:
+        self._command = command
+        self._warm = warm
+        self._lock = threading.Lock()
+        self._nursery: _Nursery | None = None
+        self._idle: list[_Worker] = []
+        self._is_closed = False
+
+    def prepare(self) -> None:
+        """Have workers ready for the first request. Waits for nothing."""
+        with self._lock:
+            if self._nursery is None and not self._is_closed:
+                with contextlib.suppress(ConnectionError):
+                    self._idle += [self._spawned() for _ in range(self._warm)]
+
+    def run(self, request: Facts, timeout_s: float, fds: Sequence[int] = ()) -> Facts:
+        """Have `request` done, with the descriptors `fds`; returns the answer.
+
+        Raises:
+            NoAnswer: there was none in time. The worker was killed.
+            NoWorker: there is none to do it.
+        """
+        deadline = time.monotonic() + timeout_s
+        request = {**request, "limit_s": timeout_s + _SPARE_S}
+        return self._attempts(lambda worker: self._asked(worker, request, fds, deadline), deadline)
+
+    def run_and_leave(self, request: Facts, patience_s: float, limit_s: float) -> Facts | None:
+        """The same, but who takes longer than `patience_s` goes on, for at most `limit_s`; None then."""
+        request = {**request, "limit_s": limit_s}
+
+        def asked(worker: _Worker) -> Facts:
+            return self._asked(worker, request, (), time.monotonic() + patience_s, is_left=True)
+
+        try:
+            return self._attempts(asked, time.monotonic() + limit_s)
+        except NoAnswer:
+            return None
+
+    def close(self) -> None:
+        """End all of them."""
+        with self._lock:
+            self._is_closed = True
+            idle, self._idle = self._idle, []
+            nursery, self._nursery = self._nursery, None
+        for worker in idle:
+            worker.dismiss()
+        if nursery is not None:
+            nursery.end()
+
+    def _attempts(self, ask: Callable[[_Worker], Facts], deadline: float) -> Facts:
+        """Ask one worker after the other: those that died before they began (or long ago, idle) are replaced."""
+        failure: OSError | None = None
+        for _ in range(self._warm + _ATTEMPTS):
+            try:
+                with self._lock:
+                    worker = self._idle.pop() if self._idle else self._spawned()
+                worker.await_ready(deadline)
+                return ask(worker)
+            except TimeoutError as error:
+                raise NoWorker("no worker process was ready in time: this host is overloaded") from error
+            except ConnectionError as error:
+                failure = error
+        raise NoWorker("no worker process can be started") from failure
+
+    def _asked(
+        self, worker: _Worker, request: Facts, fds: Sequence[int], deadline: float, *, is_left: bool = False
+    ) -> Facts:
+        """Raises ConnectionError if the worker died before it began."""
+        try:
+            answer = worker.asked(request, fds, deadline)
+        except TimeoutError:
+            if not is_left:
+                worker.kill()
+            worker.dismiss()
+            raise NoAnswer(worker.step) from None
+        except ConnectionError as error:
+            worker.dismiss()
+            if worker.step:
+                raise NoWorker(error.errno, f"a worker died at {worker.step['step']}") from error
+            raise
+        self._give_back(worker)
+        return answer
+
+    def _give_back(self, worker: _Worker) -> None:
+        with self._lock:
+            if len(self._idle) < self._warm and not self._is_closed:
+                self._idle.append(worker)
+                return
+        worker.dismiss()
+
+    def _spawned(self) -> _Worker:
+        """A new worker, which has not said yet that it is there. Needs the lock.
+
+        Raises:
+            ConnectionError: the nursery was killed; the next time there is another.
+        """
+        if self._is_closed:
+            raise NoWorker("the driver is ending")
+        if self._nursery is None:
+            self._nursery = _Nursery(self._command)
+        try:
+            return self._nursery.worker()
+        except ConnectionError as error:
+            log.warning("the nursery of workers has died and is replaced", reason=str(error))
+            self._nursery.end()
+            self._nursery = None
+            raise
+
+
+class _Nursery:
+    def __init__(self, command: Sequence[str]) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            fd = theirs.fileno()
+            self._process = subprocess.Popen(
+                [*command, str(fd)], stdin=subprocess.DEVNULL, pass_fds=(fd,), cwd="/"
+            )
+
+    def worker(self) -> _Worker:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                socket.send_fds(self._control, [b"w"], [theirs.fileno()], socket.MSG_DONTWAIT)
+        except OSError:
+            ours.close()
+            raise
+        return _Worker(ours)
+
+    def end(self) -> None:
+        self._control.close()
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class _Worker:
+    """Our end of the connection with one worker."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._pidfd: int | None = None
+        self.step: Facts = {}
+
+    def await_ready(self, deadline: float) -> None:
+        """Raises ConnectionError if it is not there any more, TimeoutError if not yet; it is dismissed then."""
+        try:
+            if self._pidfd is None:
+                self._await(deadline)
+                message, fds, _, _ = socket.recv_fds(self._connection, LONGEST_MESSAGE, 1)
+                if not message:
+                    raise ConnectionResetError
+                self._pidfd = fds[0]
+            elif self._has_ended(wait_s=0):
+                raise ConnectionResetError
+        except OSError:
+            self.dismiss()
+            raise
+
+    def asked(self, request: Facts, fds: Sequence[int], deadline: float) -> Facts:
+        """The answer to `request`. Until then `step` is what the worker has said last."""
+        self.step = {}
+        socket.send_fds(self._connection, [json.dumps(request).encode()], fds)
+        while True:
+            self._await(deadline)
+            message = self._connection.recv(LONGEST_MESSAGE)
+            if not message:
+                raise ConnectionResetError
+            facts: Facts = json.loads(message)
+            if "done" in facts:
+                return facts
+            self.step = facts
+
+    def kill(self) -> None:
+        """Kill it, and wait for a moment: one that is gone has not finished what it was at."""
+        if self._pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if not self._has_ended(wait_s=_DEATH_S):
+            log.warning("a killed worker waits in the kernel still", step=self.step)
+
+    def dismiss(self) -> None:
+        """Let go of it: it ends when it has nothing more to do."""
+        self._connection.close()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+
+    def _has_ended(self, *, wait_s: float) -> bool:
+        if self._pidfd is None:
+            return True
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(wait_s * 1000))
+
+    def _await(self, deadline: float) -> None:
+        self._connection.settimeout(max(deadline - time.monotonic(), 0.001))

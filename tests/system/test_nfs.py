@@ -1,0 +1,545 @@
+"""NFS volumes on a real server and client: the kernel's, in a machine of the tests' own (lab/inside.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lab.inner_engine import IMAGE, InnerEngine, inner_engine
+from lab.keeper import descendants
+from lab.nas import PREPARE, Nas, Relay, deaf_port, relay
+from lab.processes import Running, running, wait_until
+from lab.unix_http import Answer, request
+from storage.definitions import mountpoint
+from storage.mountinfo import Mount, mount_at, read_mounts
+
+RUNS_INSIDE = PREPARE
+
+VERSIONS = ["4.2", "4.1", "4.0", "3"]
+ID = "a" * 64
+TIMEOUT_S = 3
+WARM = 3  # processes for NFS that may stay: the nursery and two workers
+DIRECTORY = "/run/bv"
+
+
+class Driver:
+    """A running driver, called as the engine does."""
+
+    def __init__(self, process: Running, root: str) -> None:
+        self.process = process
+        self.root = root
+
+    def call(self, verb: str, **fields: object) -> Answer:
+        return request(self.process.socket_path, "POST", f"/VolumeDriver.{verb}", json.dumps(fields).encode())
+
+    def done(self, verb: str, **fields: object) -> Answer:
+        answer = self.call(verb, **fields)
+        assert (answer.status, answer.json["Err"]) == (200, ""), answer.body
+        return answer
+
+    def error(self, status: int, verb: str, **fields: object) -> str:
+        answer = self.call(verb, **fields)
+        assert answer.status == status, answer.body
+        return str(answer.json["Err"])
+
+    def create(self, name: str, nfs_path: str | Path, mount_options: str = "", **options: str) -> None:
+        """A volume, on `nas` unless another server is named."""
+        place = nfs_path if isinstance(nfs_path, str) else f"nas:{exported(nfs_path)}"
+        given = {"type": "nfs", "nfs_path": place, "mount_options": mount_options, **options}
+        self.done("Create", Name=name, Opts=given)
+
+    def mount(self, name: str, mount_id: str = ID) -> Path:
+        return Path(self.done("Mount", Name=name, ID=mount_id).json["Mountpoint"])
+
+    def mounted(self, nfs_path: str | Path, mount_options: str = "", **options: str) -> Path:
+        """The files of a new volume."""
+        name = f"v{next(_NUMBERS)}"
+        self.create(name, nfs_path, mount_options, **options)
+        return self.mount(name)
+
+    def refused(self, status: int, nfs_path: str | Path, mount_options: str = "", **options: str) -> str:
+        """The sentence with which a new volume is not mounted. Nothing may be left of the attempt."""
+        name = f"v{next(_NUMBERS)}"
+        self.create(name, nfs_path, mount_options, **options)
+        sentence = self.error(status, "Mount", Name=name, ID=ID)
+        assert not os.path.lexists(mountpoint(self.root, name))
+        self.done("Remove", Name=name)
+        return sentence
+
+    def remove_all(self) -> None:
+        for volume in self.done("List").json["Volumes"]:
+            if volume["Mountpoint"]:
+                self.done("Unmount", Name=volume["Name"], ID=ID)
+            self.done("Remove", Name=volume["Name"])
+
+    def mounts(self) -> list[Mount]:
+        return [mount for mount in read_mounts() if mount.mountpoint.startswith(f"{self.root}/volumes/")]
+
+    def nothing_is_left(self) -> None:
+        assert self.mounts() == []
+        assert os.listdir(f"{self.root}/volumes") == []
+        self.wait_for_idle_workers()
+
+    def workers(self) -> list[int]:
+        """Its processes for NFS."""
+        return descendants(self.process.pid)
+
+    def wait_for_idle_workers(self) -> None:
+        wait_until(lambda: len(self.workers()) <= WARM, "no more than the warm workers")
+
+
+_NUMBERS = itertools.count()
+
+
+def exported(path: Path) -> str:
+    """A path of the server as its clients name it."""
+    return f"/{path.relative_to(Nas.directory)}"
+
+
+@contextlib.contextmanager
+def running_driver(name: str, *options: str) -> Iterator[Driver]:
+    """A driver with a directory of its own. What it leaves mounted stays for the next of the name."""
+    root, socket_path = f"{DIRECTORY}/{name}", f"{DIRECTORY}/{name}.sock"
+    command = [sys.executable, "-m", "volumedriver", "--socket", socket_path, "--root", root]
+    timeout = ["--nfs-mount-timeout-s", str(TIMEOUT_S)]
+    with running([*command, *timeout, *options], {}, socket_path) as process:
+        yield Driver(process, root)
+
+
+@pytest.fixture(scope="module")
+def shared_driver() -> Iterator[Driver]:
+    with running_driver("shared") as driver:
+        yield driver
+        workers = driver.workers()
+    assert_gone(workers)
+
+
+@pytest.fixture
+def driver(shared_driver: Driver) -> Iterator[Driver]:
+    """A driver without volumes. Nothing is left of those that the test makes."""
+    yield shared_driver
+    shared_driver.remove_all()
+    shared_driver.nothing_is_left()
+
+
+@pytest.fixture
+def patient() -> Iterator[Driver]:
+    """The same with as much time for a mount as usual: fifty of them, on one slow processor, need some."""
+    with running_driver("patient", "--nfs-mount-timeout-s", "20") as driver:
+        yield driver
+        driver.remove_all()
+        driver.nothing_is_left()
+
+
+@pytest.fixture(scope="module")
+def nas() -> Iterator[Nas]:
+    server = Nas()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def export(nas: Nas) -> Path:
+    """A directory that everybody may do everything with."""
+    path = nas.export("data")
+    (path / "sub/deep").mkdir(parents=True)
+    (path / "sub/deep/file").write_text("content")
+    return path
+
+
+def assert_gone(pids: list[int]) -> None:
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), f"{pids} are gone")
+
+
+def seconds(call: Callable[[], object]) -> float:
+    started = time.monotonic()
+    call()
+    return time.monotonic() - started
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_volume_of_each_version_is_read_and_written(driver: Driver, export: Path, version: str) -> None:
+    files = driver.mounted(export, f"vers={version},wsize=8192")
+    (files / f"written-{version}").write_text(version)
+    assert (export / f"written-{version}").read_text() == version
+    (mount,) = driver.mounts()
+    assert mount.fs_type == ("nfs" if version == "3" else "nfs4")
+    line = next(line for line in Path("/proc/mounts").read_text().splitlines() if str(files) in line)
+    options = line.split()[3].split(",")
+    assert {f"vers={version}", "wsize=8192", "hard", "nosuid", "nodev", "proto=tcp"} <= {*options}
+
+
+def test_the_newest_version_is_taken(driver: Driver, export: Path) -> None:
+    driver.mounted(export)
+    assert "vers=4.2" in Path("/proc/mounts").read_text()
+
+
+@pytest.mark.parametrize(("off", "got"), [(["-N", "4.2"], "4.1"), (["-N", "4.2", "-N", "4.1"], "4.0")])
+def test_an_older_server_gets_an_older_version(
+    driver: Driver, nas: Nas, export: Path, off: list[str], got: str
+) -> None:
+    nas.stop()
+    nas.start(*off)
+    try:
+        driver.mounted(export)
+        assert f"vers={got}," in Path("/proc/mounts").read_text()
+        refused = driver.refused(500, export, "vers=4.2,nosharecache")
+        assert "does not serve NFS version 4.2" in refused
+        driver.remove_all()
+    finally:
+        nas.stop()
+        nas.start("-V", "4.0", "-V", "4.1", "-V", "4.2")
+
+
+def test_a_server_of_version_3_only(driver: Driver, nas: Nas, export: Path) -> None:
+    nas.stop()
+    nas.start("-N", "4")
+    try:
+        driver.mounted(export)
+        assert "vers=3," in Path("/proc/mounts").read_text()
+        assert "does not serve NFS version 4.2, but 3 to 3" in driver.refused(500, export, "vers=4.2")
+        driver.remove_all()
+    finally:
+        nas.stop()
+        nas.start("-V", "4")
+
+
+def test_ipv6(driver: Driver, export: Path) -> None:
+    assert (driver.mounted(f"[::1]:{exported(export)}", "vers=4.1") / "sub").is_dir()
+    assert "addr=::1" in Path("/proc/mounts").read_text()
+    assert (driver.mounted(f"nas6:{exported(export)}/sub", "proto=tcp6") / "deep").is_dir()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_sub_directory(driver: Driver, export: Path, version: str) -> None:
+    files = driver.mounted(export / "sub/deep", f"vers={version}")
+    assert (files / "file").read_text() == "content"
+    assert not (files / "../sub").exists()
+
+
+def test_difficult_names(driver: Driver, export: Path) -> None:
+    for name in ("with space", "comma,vers=3", "dollar$(reboot)", "colon:x", "ümlaut", "quote'\"", "back\\slash"):
+        (export / name).mkdir()
+        (driver.mounted(export / name) / "here").touch()
+        assert (export / name / "here").exists()
+
+
+def test_a_missing_directory_is_made_as_asked(driver: Driver, export: Path) -> None:
+    files = driver.mounted(export / "new/a/b", create="true", mode="2770", uid="1000", gid="1001")
+    (files / "file").touch()
+    made = (export / "new/a/b").stat()
+    assert (made.st_uid, made.st_gid, made.st_mode & 0o7777) == (1000, 1001, 0o2770)
+    assert (export / "new").stat().st_mode & 0o7777 == 0o755
+    again = driver.mounted(export / "new/a/b", create="true", mode="0700", uid="5")
+    assert (again / "file").exists()
+    assert (export / "new/a/b").stat().st_uid == 1000, "what exists is never altered"
+
+
+def test_no_directory_is_made_through_a_link(driver: Driver, export: Path, nas: Nas) -> None:
+    elsewhere = nas.directory / "elsewhere"
+    elsewhere.mkdir()
+    (export / "link").symlink_to(elsewhere)
+    driver.refused(500, export / "link/a", create="true")
+    assert not list(elsewhere.iterdir())
+
+
+def test_read_only(driver: Driver, export: Path) -> None:
+    for options in ({"read_only": "true"}, {"mount_options": "ro"}):
+        files = driver.mounted(export, **options)
+        with pytest.raises(OSError, match="Read-only"):
+            (files / "not-there").touch()
+    (driver.mounted(export) / "there").touch()
+
+
+def test_root_squash(driver: Driver, nas: Nas) -> None:
+    path = nas.export("squashed", options="rw,root_squash")
+    (path / "of-1000").mkdir()
+    os.chown(path / "of-1000", 1000, 1000)
+    files = driver.mounted(path / "of-1000")
+    with pytest.raises(PermissionError):
+        (files / "new").touch()
+    refused = driver.refused(500, path / "of-1000/a", create="true")
+    assert "Permission denied; where the server maps root to nobody (root_squash), give uid and gid" in refused
+    made = driver.mounted(path / "of-1000/a", create="true", uid="1000", gid="1000", mode="0750")
+    assert (path / "of-1000/a").stat().st_mode & 0o7777 == 0o750
+    assert made.stat().st_uid == 1000
+
+
+@pytest.mark.parametrize("version", ["4.2", "3"])
+def test_an_export_for_others(driver: Driver, nas: Nas, version: str) -> None:
+    path = nas.export(f"others-{version}", clients="192.0.2.1")
+    status = 500 if version == "3" else 400
+    refused = driver.refused(status, path, f"vers={version}")
+    assert refused.startswith(f"cannot mount nas:{exported(path)}: nas ")
+    assert "it is exported, but not to this host's address (127.0.0.1)" in refused
+
+
+@pytest.mark.parametrize("version", ["4.2", "3"])
+def test_no_such_export(driver: Driver, export: Path, version: str) -> None:
+    refused = driver.refused(500 if version == "3" else 400, "nas:/nowhere", f"vers={version}")
+    assert "the server says that it exports" in refused
+    assert exported(export) in refused
+
+
+@pytest.mark.parametrize("version", ["4.2", "3"])
+def test_no_such_directory_in_an_export(driver: Driver, export: Path, version: str) -> None:
+    refused = driver.refused(400, export / "sub/none/x", f"vers={version}")
+    assert f"on nas there is no none/x in {exported(export)}/sub: make it (create=true does)" in refused
+
+
+def test_the_server_is_not_known(driver: Driver) -> None:
+    assert "the name nowhere.example is not known here (" in driver.refused(503, "nowhere.example:/x")
+
+
+def test_the_server_is_nowhere(driver: Driver) -> None:
+    refused = driver.refused(503, "192.0.2.1:/x")
+    assert "there is no way to 192.0.2.1 (Network is unreachable)" in refused
+
+
+def test_nobody_listens(driver: Driver) -> None:
+    refused = driver.refused(503, "nas:/x", "port=9")
+    assert "nas (127.0.0.1) refuses connections to port 9: no NFS server runs there" in refused
+
+
+def test_a_port_that_never_answers(driver: Driver) -> None:
+    started = time.monotonic()
+    with deaf_port() as port:
+        refused = driver.refused(503, "nas:/x", f"port={port}")
+    assert TIMEOUT_S <= time.monotonic() - started < TIMEOUT_S + 2
+    assert f"accepts connections on port {port} but answers no request within {TIMEOUT_S} s" in refused
+
+
+def test_what_hangs_costs_others_nothing(driver: Driver, export: Path) -> None:
+    """Ten volumes of a silent server are mounted at once: everything else is as fast as ever."""
+    driver.mounted(export)  # so that the server is in use, and not met anew each time
+    driver.create("good", export)
+    quiet_s = statistics.median(mount_and_unmount(driver, "good") for _ in range(10))
+    with deaf_port() as port, ThreadPoolExecutor(10) as pool:
+        for number in range(10):
+            driver.create(f"bad{number}", "nas:/x", f"port={port}")
+        hanging = [pool.submit(driver.error, 503, "Mount", Name=f"bad{number}", ID=ID) for number in range(10)]
+        wait_until(lambda: len(driver.workers()) >= 11, "ten workers")
+        asked_s: list[float] = []
+        mounted_s: list[float] = []
+        while not any(future.done() for future in hanging) and len(mounted_s) < 20:
+            asked_s += [seconds(partial(driver.done, verb, Name="good")) for verb in ("Get", "List")]
+            mounted_s.append(mount_and_unmount(driver, "good"))
+        assert all("answers no request within" in future.result() for future in hanging)
+    assert len(mounted_s) >= 3
+    # One processor, which may be busy with other things as well: what waits would take seconds.
+    assert statistics.median(asked_s) < 0.05
+    assert statistics.median(mounted_s) < 3 * quiet_s + 0.05
+
+
+def mount_and_unmount(driver: Driver, name: str) -> float:
+    took_s = seconds(partial(driver.mount, name))
+    driver.done("Unmount", Name=name, ID=ID)
+    return took_s
+
+
+@pytest.fixture
+def silent(driver: Driver, export: Path) -> Iterator[tuple[Relay, str]]:
+    """A relay to the server, and the name of a volume that is mounted through it."""
+    with relay() as between:
+        driver.create("silent", export, f"port={between.port}")
+        driver.mount("silent")
+        yield between, "silent"
+        between.speak_again()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_volume_of_a_silent_server_is_given_back_at_once(driver: Driver, export: Path, version: str) -> None:
+    """The last use of a server is ended with its consent, for which the kernel would wait: but not the caller."""
+    with relay() as between:
+        options = f"vers={version},port={between.port}"
+        files = driver.mounted(export, options)
+        (name,) = [volume["Name"] for volume in driver.done("List").json["Volumes"]]
+        list(files.iterdir())
+        between.fall_silent()
+        assert seconds(partial(driver.done, "Unmount", Name=name, ID=ID)) < 2
+        assert seconds(partial(driver.done, "Remove", Name=name)) < 2
+        assert driver.mounts() == []
+        driver.wait_for_idle_workers()
+
+
+def test_a_held_volume_of_a_silent_server_is_listed_and_removed(driver: Driver, silent: tuple[Relay, str]) -> None:
+    between, name = silent
+    with open(f"{mountpoint(driver.root, name)}/sub/deep/file", "rb") as held:
+        between.fall_silent()
+        for verb in ("Get", "List", "Path", "Capabilities"):
+            assert seconds(partial(driver.done, verb, Name=name)) < 0.5
+        assert driver.mount(name, "b" * 64), "it is mounted, so nothing has to be asked"
+        for mount_id in (ID, "b" * 64):
+            assert seconds(partial(driver.done, "Unmount", Name=name, ID=mount_id)) < 2
+        assert seconds(partial(driver.done, "Remove", Name=name)) < 2
+        between.speak_again()
+        assert held.read() == b"content"
+
+
+def test_a_stopped_server(driver: Driver, nas: Nas, export: Path) -> None:
+    driver.create("stopped", export)
+    driver.mount("stopped")
+    nas.stop()
+    try:
+        assert seconds(partial(driver.done, "List")) < 0.5
+        assert seconds(partial(driver.done, "Unmount", Name="stopped", ID=ID)) < 2
+        assert "refuses connections to port 2049" in driver.error(503, "Mount", Name="stopped", ID=ID)
+        assert seconds(partial(driver.done, "Remove", Name="stopped")) < 2
+        driver.wait_for_idle_workers()
+    finally:
+        nas.start()
+
+
+def test_fifty_volumes_at_once(patient: Driver, export: Path) -> None:
+    driver = patient
+    for number in range(50):
+        (export / f"many-{number}").mkdir()
+        (export / f"many-{number}" / str(number)).touch()
+        driver.create(f"many-{number}", export / f"many-{number}")
+    with ThreadPoolExecutor(50) as pool:
+        files = list(pool.map(lambda number: driver.mount(f"many-{number}"), range(50)))
+    assert [(path / str(number)).exists() for number, path in enumerate(files)] == [True] * 50
+    assert len(driver.mounts()) == 50
+    driver.wait_for_idle_workers()
+
+
+def test_one_volume_mounted_by_many_at_once_is_mounted_once(driver: Driver, export: Path) -> None:
+    driver.create("one", export)
+    ids = [f"{number:064}" for number in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(lambda mount_id: driver.mount("one", mount_id), ids))
+        assert len(driver.mounts()) == 1
+        list(pool.map(lambda mount_id: driver.done("Unmount", Name="one", ID=mount_id), ids))
+    assert driver.mounts() == []
+
+
+def test_a_killed_driver_finds_its_mounts_again(nas: Nas, export: Path) -> None:
+    with running_driver("killed") as first:
+        first.create("data", export)
+        first.create("more", export / "sub")
+        files = first.mount("data")
+        first.mount("more")
+        (kept, _) = first.mounts()
+        first.process.kill()
+    with running_driver("killed") as second:
+        assert kept in second.mounts()
+        assert (files / "sub").is_dir()
+        assert second.mount("data", "b" * 64) == files
+        for mount_id in (ID, "b" * 64):
+            second.done("Unmount", Name="data", ID=mount_id)
+        assert len(second.mounts()) == 1
+        nas.stop()
+        try:
+            second.process.kill()
+            with running_driver("killed") as third:
+                third.remove_all()
+                third.nothing_is_left()
+        finally:
+            nas.start()
+
+
+def test_a_driver_that_is_killed_while_it_mounts_leaves_nothing(export: Path) -> None:
+    with running_driver("mounting") as driver, deaf_port() as port, ThreadPoolExecutor(1) as pool:
+        driver.create("deaf", "nas:/x", f"port={port}")
+        hanging = pool.submit(driver.call, "Mount", Name="deaf", ID=ID)
+        wait_until(lambda: len(driver.workers()) >= 2, "its worker")
+        workers = driver.workers()
+        driver.process.kill()
+        assert hanging.exception() is not None
+        assert_gone(workers)
+    with running_driver("mounting") as driver:
+        driver.remove_all()
+        driver.nothing_is_left()
+
+
+def test_only_allowed_servers(nas: Nas, export: Path) -> None:
+    with running_driver("allowed", "--allowed-nfs-servers", f"nas:{exported(export)}, 10.0.0.0/8") as driver:
+        driver.mounted(export / "sub")
+        for place in ("127.0.0.1:/data", "[::1]:/data"):
+            refused = driver.error(403, "Create", Name="x", Opts={"nfs_path": place})
+            assert "ALLOWED_NFS_SERVERS of this host allows nas:/data, 10.0.0.0/8" in refused
+        for place in ("nas:/", "nas:/dat", "nas:/data-2", "localhost:/data"):  # at an address of 10.0.0.0/8?
+            refused = driver.refused(403, place)
+            assert "is at 127.0.0.1, and ALLOWED_NFS_SERVERS of this host allows this path in 10.0.0" in refused
+        driver.remove_all()
+        driver.nothing_is_left()
+
+
+def test_workers_that_are_killed_are_replaced(driver: Driver, export: Path) -> None:
+    driver.mounted(export)
+    before = {*driver.workers()}
+    for pid in before:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, 9)
+    driver.mounted(export / "sub")
+    assert before
+    assert not before & {*driver.workers()}
+
+
+def test_container_of_one_directory_does_not_hold_its_neighbour(driver: Driver, export: Path) -> None:
+    """The kernel says of every directory of an export that its root is `/`."""
+    for name in ("left", "right"):
+        (export / name).mkdir()
+    left, right = (driver.mounted(export / name) for name in ("left", "right"))
+    mounts = read_mounts()
+    found = [mount_at(mounts, str(path)) for path in (left, right)]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0].device == found[1].device
+    assert not found[0].shows_same_as(found[1])
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[tuple[InnerEngine, Driver]]:
+    """A real engine, which calls a driver of its own."""
+    with running_driver("engine") as driver, inner_engine("brokervol", driver.process.socket_path) as opened:
+        yield opened, driver
+
+
+def with_volume(engine: InnerEngine, name: str, *options: str) -> str:
+    """A container with a new volume at `/d`; it is not started, as copying from it mounts the volume as well."""
+    given = [word for option in options for word in ("-o", option)]
+    engine.done("volume", "create", "-d", "brokervol", *given, name)
+    return engine.done("create", "-v", f"{name}:/d", IMAGE, "true").decode().strip()
+
+
+def test_a_real_engine_mounts_what_it_copies_from(engine: tuple[InnerEngine, Driver], export: Path) -> None:
+    docker, driver = engine
+    container = with_volume(docker, "data", f"nfs_path=nas:{exported(export)}", "mount_options=vers=4.2,soft")
+    assert b"content" in docker.done("cp", f"{container}:/d/sub/deep/file", "-")
+    assert driver.mounts() == []
+    docker.done("rm", container)
+    docker.done("volume", "rm", "data")
+    driver.nothing_is_left()
+
+
+def test_a_real_engine_tells_why_and_stays_alive(engine: tuple[InnerEngine, Driver], export: Path) -> None:
+    docker, driver = engine
+    good = with_volume(docker, "good", f"nfs_path=nas:{exported(export)}")
+    nowhere = with_volume(docker, "nowhere", "nfs_path=nas:/nowhere")
+    assert "cannot mount nas:/nowhere: nas has no /nowhere for this host" in docker.error(
+        "cp", f"{nowhere}:/d", "-"
+    )
+    with deaf_port() as port, ThreadPoolExecutor(1) as pool:
+        deaf = with_volume(docker, "deaf", "nfs_path=nas:/x", f"mount_options=port={port}")
+        hanging = pool.submit(docker.error, "cp", f"{deaf}:/d", "-")
+        wait_until(lambda: len(driver.workers()) >= 2, "the mount is under way")
+        assert b"good" in docker.done("volume", "ls")
+        assert not hanging.done()
+        assert b"content" in docker.done("cp", f"{good}:/d/sub/deep/file", "-")
+        assert "answers no request within 3 s" in hanging.result()
+    docker.done("rm", good, nowhere, deaf)
+    docker.done("volume", "rm", "good", "nowhere", "deaf")
+    driver.nothing_is_left()

@@ -1,0 +1,235 @@
+"""What is told of an NFS mount that failed: one sentence, with the step, the fact and what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from volumedriver import nfs
+from volumedriver.errors import DriverError, InvalidVolume, MountFailed, NfsServerRefused, NfsUnavailable
+from volumedriver.nfs import NfsMounts, NfsSource
+from volumedriver.nfs_mount import Request
+from volumedriver.options import NfsOptions, parse
+from volumedriver.workers import NoAnswer, NoWorker, Workers
+
+Facts = Mapping[str, Any]
+ADDRESS = {"address": "10.0.0.5"}
+
+
+class Scripted(Workers):
+    """Answers with what it is given, or raises it. Starts no process."""
+
+    def __init__(self, outcome: Facts | Exception | None) -> None:
+        super().__init__()
+        self.outcome = outcome
+        self.request: Facts = {}
+        self.timeout_s = 0.0
+
+    def run(self, request: Facts, timeout_s: float, fds: Sequence[int] = ()) -> Facts:
+        self.request, self.timeout_s = request, timeout_s
+        assert all(fd == 0 for fd in fds)
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome or {}
+
+    def run_and_leave(self, request: Facts, patience_s: float, limit_s: float) -> Facts | None:
+        self.request, self.timeout_s = request, limit_s
+        assert patience_s < limit_s
+        assert not isinstance(self.outcome, Exception)
+        return self.outcome
+
+
+def source(
+    options: Mapping[str, str] | None = None, *, deadline: float | None = None, networks: list[str] | None = None
+) -> NfsSource:
+    parsed = parse({"nfs_path": "nas:/data/a", **(options or {})})
+    assert isinstance(parsed, NfsOptions)
+    return NfsSource(parsed, networks, deadline)
+
+
+def failure(outcome: Facts | Exception, **options: str) -> DriverError:
+    with pytest.raises(DriverError) as failed:
+        NfsMounts(Scripted(outcome)).mount(source(options), 0, read_only=False)
+    assert str(failed.value).startswith("cannot mount nas:/data/a: ")
+    assert str(failed.value).isprintable()
+    return failed.value
+
+
+def system(code: int, **facts: Any) -> Facts:
+    return {"errno": code, "reason": os.strerror(code), **facts}
+
+
+FAILURES: list[tuple[Facts, type[DriverError], str]] = [
+    (
+        {"failed": "resolve", "reason": "Name or service not known"},
+        NfsUnavailable,
+        "name nas is not known here (Name",
+    ),
+    (
+        {"failed": "refuse", "addresses": ["10.0.0.5"], "networks": ["192.168.0.0/16"]},
+        NfsServerRefused,
+        "nas is at 10.0.0.5, and ALLOWED_NFS_SERVERS of this host allows this path in 192.168.0.0/16 only",
+    ),
+    (
+        system(errno.EHOSTUNREACH, failed="connect", port=2049, **ADDRESS),
+        NfsUnavailable,
+        "there is no way to nas (10.0.0.5) (No route to host)",
+    ),
+    (
+        system(errno.ECONNREFUSED, failed="connect", port=2049, **ADDRESS),
+        NfsUnavailable,
+        "nas (10.0.0.5) refuses connections to port 2049: no NFS server runs there",
+    ),
+    (
+        system(errno.ECONNREFUSED, failed="connect", port=111, **ADDRESS),
+        NfsUnavailable,
+        "rpcbind, which NFSv3 needs",
+    ),
+    (
+        system(errno.ETIMEDOUT, failed="connect", port=2049, **ADDRESS),
+        NfsUnavailable,
+        "cannot be reached on port 2049",
+    ),
+    (
+        {"failed": "ask", "reason": "the answer is no RPC", "port": 2049, **ADDRESS},
+        NfsUnavailable,
+        "what answers on port 2049 of nas (10.0.0.5) is no NFS service: the answer is no RPC",
+    ),
+    (
+        {"failed": "version", "asked": ["4.2", "4.1"], "served": [2, 3], **ADDRESS},
+        MountFailed,
+        "does not serve NFS version 4.2 or 4.1, but 2 to 3: give another vers",
+    ),
+    (
+        {"failed": "version", "asked": ["3"], "is_udp": True, **ADDRESS},
+        MountFailed,
+        "version 3 over UDP: give another",
+    ),
+    (
+        {"failed": "path", "parent": "/", "missing": "data/a", "exports": None},
+        InvalidVolume,
+        "is not exported to this",
+    ),
+    (
+        {"failed": "path", "parent": "", "missing": "data/a", "exports": []},
+        InvalidVolume,
+        "that it exports nothing",
+    ),
+    (
+        {"failed": "path", "parent": "/", "missing": "data/a", "exports": [f"/{n}" for n in range(9)]},
+        InvalidVolume,
+        "nas has no /data/a for this host: the server says that it exports /0, /1, /2, /3, /4 and 4 more",
+    ),
+    (
+        {"failed": "path", "parent": "/", "missing": "data/a", "exports": ["/data"], "local": "10.0.0.7"},
+        InvalidVolume,
+        "it is exported, but not to this host's address (10.0.0.7), or not with this security",
+    ),
+    (
+        {"failed": "path", "parent": "/data", "missing": "a\x1b[2J", "exports": None},
+        InvalidVolume,
+        r"on nas there is no 'a\x1b[2J' in /data: make it",
+    ),
+    (
+        system(errno.EACCES, failed="create", directory="/data/a"),
+        MountFailed,
+        "cannot be made: Permission denied; where",
+    ),
+    (
+        system(errno.EROFS, failed="create", directory="/data/a"),
+        MountFailed,
+        "Read-only file system; the export is",
+    ),
+    (
+        system(errno.ENOSPC, failed="create", directory="/data/a"),
+        MountFailed,
+        "cannot be made: No space left on device",
+    ),
+    (
+        system(errno.EINVAL, failed="option", option="nconnect=4", said=["NFS: unknown"]),
+        MountFailed,
+        "this host's kernel refuses the mount option nconnect=4 (Invalid argument: NFS: unknown)",
+    ),
+    ({"failed": "statd"}, MountFailed, "NFSv3 locks need rpc.statd on this host"),
+    (
+        system(errno.ENODEV, failed="kernel"),
+        MountFailed,
+        "kernel has no NFS client (No such device): load its module",
+    ),
+    (
+        system(errno.EACCES, failed="mount", local="10.0.0.7", exports=["/data"], **ADDRESS),
+        MountFailed,
+        "nas (10.0.0.5) denies /data/a to this host: it is exported, but not to this host's address (10.0.0.7)",
+    ),
+    (system(errno.ESTALE, failed="mount", said=["NFS: x", "y"], **ADDRESS), MountFailed, "file handle: NFS: x; y"),
+    (system(errno.EBUSY, failed="attach"), MountFailed, "Device or resource busy"),
+]
+
+
+@pytest.mark.parametrize(("facts", "kind", "said"), FAILURES)
+def test_failures(facts: Facts, kind: type[DriverError], said: str) -> None:
+    failed = failure({"done": True, **facts})
+    assert type(failed) is kind
+    assert said in str(failed)
+
+
+def test_every_step_is_explained() -> None:
+    assert {*nfs._EXPLANATIONS} <= {facts["failed"] for facts, _, _ in FAILURES}
+
+
+def test_kerberos() -> None:
+    facts = system(errno.EINVAL, failed="mount", said=[], **ADDRESS)
+    assert "did not agree on sec=krb5p" in str(failure(facts, mount_options="sec=krb5p"))
+    assert "did not agree" not in str(failure(facts))
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ({"step": "resolve"}, "this host's name servers do not say within 20 s what nas is"),
+        ({"step": "connect", "port": 2049, **ADDRESS}, "nas (10.0.0.5) does not answer on port 2049 within 20 s"),
+        ({"step": "ask", "port": 2049, **ADDRESS}, "port 2049 but answers no request within 20 s"),
+        ({"step": "mount", "version": "4.1", **ADDRESS}, "did not let the mount with NFS 4.1 end within 20 s"),
+        ({}, "the worker process did not begin within 20 s: this host is overloaded"),
+    ],
+)
+def test_the_step_that_did_not_end(step: Facts, said: str) -> None:
+    failed = failure(NoAnswer(step))
+    assert type(failed) is NfsUnavailable
+    assert said in str(failed)
+
+
+def test_a_worker_that_died() -> None:
+    assert "a worker died at mount" in str(failure(NoWorker(32, "a worker died at mount")))
+    assert "no worker process can be started" in str(failure(NoWorker("no worker process can be started")))
+
+
+def test_the_request_is_what_a_worker_reads() -> None:
+    workers = Scripted({"version": "4.2", "address": "10.0.0.5"})
+    options = {"mount_options": "vers=3,proto=udp,soft", "create": "true", "mode": "0700", "uid": "7"}
+    NfsMounts(workers).mount(source(options, networks=["10.0.0.0/8"]), 0, read_only=True)
+    request = Request(**workers.request["mount"])
+    assert (request.server, request.path, request.versions, request.proto) == ("nas", "/data/a", ("3",), "udp")
+    assert request.creation == (0o700, 7, 0)
+    assert request.networks == ["10.0.0.0/8"]
+    assert [*request.options] == [("soft", None)]
+    assert request.attributes & 1, "read-only"
+
+
+def test_the_deadline_of_the_call_goes_before_the_time_of_a_mount() -> None:
+    workers = Scripted({"version": "4.2", "address": "10.0.0.5"})
+    for left_s, expected_s in ((100, 20), (5, 5), (-5, 1)):
+        NfsMounts(workers).mount(source(deadline=time.monotonic() + left_s), 0, read_only=False)
+        assert workers.timeout_s == pytest.approx(expected_s, abs=0.5)
+
+
+def test_detaching_does_not_wait_for_an_answer_but_tells_a_failure() -> None:
+    NfsMounts(Scripted(None)).detach("/x")
+    NfsMounts(Scripted({"detached": True, "done": True})).detach("/x")
+    with pytest.raises(OSError, match="Device or resource busy"):
+        NfsMounts(Scripted(system(errno.EBUSY, failed="attach"))).remove("/x")

@@ -1,0 +1,180 @@
+"""`brokervol volumes export` and `import`, with a driver that runs and without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from brokervol.__main__ import TOOLS, main
+from lab.memory_driver import Machine
+from storage.definitions import backup_path, definitions_path, from_json
+
+HOST = {"host_path": "/srv/data"}
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    machine = Machine(tmp_path / "one")
+    machine.driver.create("data", HOST)
+    machine.driver.create("bucket", {"bucket_name": "imagery", "read_only": "true"})
+    yield machine
+    machine.stop()
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Machine]:
+    machine = Machine(tmp_path / "other")
+    yield machine
+    machine.stop()
+
+
+def run(machine: Machine, *arguments: str) -> int:
+    return main(["volumes", "--root", str(machine.root), *arguments])
+
+
+def described(machine: Machine) -> list[tuple[object, ...]]:
+    return [(volume.name, volume.options, volume.created) for volume in machine.driver.list()]
+
+
+def test_what_was_exported_is_imported_elsewhere(
+    machine: Machine, other: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "volumes.json"
+    assert run(machine, "export", str(file)) == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert run(other, "import", str(file)) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "2 volumes imported: bucket, data; 0 were there already"
+    assert other.driver.list() == [], "not yet noticed"
+    other.reconciler.notice()
+    assert described(other) == described(machine)
+    (other.hostfs / "srv/data").mkdir(exist_ok=True)
+    other.driver.mount("data", "x")
+    assert run(other, "import", str(file)) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "0 volumes imported; 2 were there already"
+    assert other.start().get("data").references == {"x": 1}
+    assert described(other) == described(machine)
+
+
+def test_standard_output_and_input_and_a_host_without_a_driver(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(machine, "export") == 0
+    exported = capsys.readouterr().out
+    assert [found.name for found in from_json(exported)] == ["bucket", "data"]
+    reading, writing = os.pipe()
+    os.write(writing, exported.encode())
+    os.close(writing)
+    root = tmp_path / "new/root"
+    root.parent.mkdir()
+    with os.fdopen(reading) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert main(["volumes", "--root", str(root), "import", "-"]) == 0
+    assert stat.S_IMODE((root / ".state").stat().st_mode) == 0o700
+    fresh = Machine(tmp_path / "new")
+    assert described(fresh) == described(machine)
+    fresh.stop()
+
+
+def test_backup_beside_the_state_can_be_imported(machine: Machine, other: Machine) -> None:
+    assert run(other, "import", backup_path(definitions_path(str(machine.root)))) == 0
+    assert described_after_start(other) == described(machine)
+
+
+def described_after_start(machine: Machine) -> list[tuple[object, ...]]:
+    machine.start()
+    return described(machine)
+
+
+def test_conflict_is_told_by_name_and_nothing_is_imported(
+    machine: Machine, other: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "volumes.json")
+    run(machine, "export", file)
+    other.driver.create("data", {"host_path": "/srv/data", "read_only": "true"})
+    assert run(other, "import", file) == 6
+    assert capsys.readouterr().err == (
+        "brokervol: volumes import: volume data exists with other options: it differs in read_only\n"
+    )
+    other.reconciler.notice()
+    assert [volume.name for volume in other.driver.list()] == ["data"]
+
+
+def entry(name: str, **options: str) -> dict[str, object]:
+    return {"name": name, "created": "2026-01-02T03:04:05+00:00", "options": options}
+
+
+def test_everything_that_is_wrong_is_told_and_nothing_is_imported(
+    other: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volumes = [entry("good", **HOST), entry("../x", **HOST), entry("bad", host_path="srv"), entry("odd", kind="x")]
+    file = tmp_path / "volumes.json"
+    file.write_text(json.dumps({"format": "brokervol volumes", "version": 1, "volumes": volumes}))
+    assert run(other, "import", str(file)) == 1
+    told = capsys.readouterr().err
+    for said in ("'../x' is not accepted", "host_path='srv' is not accepted", "option type is missing"):
+        assert said in told
+    assert described_after_start(other) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "volumes.json is no export of volumes: Expecting"),
+        (
+            "[]",
+            'volumes.json is no export of volumes: it must be a JSON object with "format": "brokervol volumes"',
+        ),
+        (None, "volumes.json: No such file or directory"),
+    ],
+)
+def test_what_is_no_export_is_refused(
+    other: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, said: str
+) -> None:
+    file = tmp_path / "volumes.json"
+    if content is not None:
+        file.write_text(content)
+    assert run(other, "import", str(file)) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("brokervol: volumes import: ")
+    assert said in told
+    assert described_after_start(other) == []
+
+
+def test_documentation_shows_the_tools() -> None:
+    document = (Path(__file__).parents[2] / "docs/command-line.md").read_text()
+    for name in TOOLS:
+        assert f"`brokervol {name}" in document
+
+
+def test_wrong_places_are_told(machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["volumes", "--root", str(tmp_path / "none"), "export"]) == 1
+    assert "none holds no volumes: --root must be the driver's" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    assert run(machine, "export", "/proc/none/file") == 1
+    assert "No such file or directory" in capsys.readouterr().err
+    machine.stop()
+    Path(definitions_path(str(machine.root))).write_bytes(b"damaged" * 1000)
+    assert run(machine, "export") == 1
+    assert "are not usable: file is not a database" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        run(machine, "import")
+    assert end.value.code == 2
+
+
+def test_import_and_creates_at_the_same_time_agree(machine: Machine, other: Machine, tmp_path: Path) -> None:
+    """Both write: what the driver created in between is compared like any other volume."""
+    file = str(tmp_path / "volumes.json")
+    run(machine, "export", file)
+    other.driver.create("data", HOST)
+    other.driver.create("own", HOST)
+    assert run(other, "import", file) == 0
+    other.driver.create("later", HOST)
+    other.reconciler.notice()
+    assert [volume.name for volume in other.driver.list()] == ["bucket", "data", "later", "own"]
+    before = described(other)
+    assert described_after_start(other) == before
