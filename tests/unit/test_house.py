@@ -27,7 +27,8 @@ HOMES = {
     "sqlalchemy": {
         "storage.models",
         "storage.catalog",
-        "storage._saving", "storage._journaling",
+        "storage._saving",
+        "storage._journaling",
         "storage.migrations",
         "sidecar.__main__",
     },
