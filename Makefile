@@ -4,6 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 RIVALS := .venv/.rivals
 ARGS ?=
+STEPS ?= 1000000
 
 .DEFAULT_GOAL := help
 .PHONY: help test demo bench bench-quick fuzz soak plugin install check root lab clean
@@ -26,8 +27,9 @@ bench-quick: $(RIVALS) ## the same with a tenth of the work, in less than 3 minu
 fuzz: root $(READY) ## 200,000 hostile requests against the real sidecar (see make fuzz ARGS=--help)
 	@PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
 
-soak: root $(READY) ## requests while their files are swapped and covered under them, for 90 s (ARGS='--seconds 600')
+soak: root $(READY) ## races for files for 90 s, then a million steps of the driver's life (ARGS='--seconds 600' STEPS=9)
 	@PYTHONPATH=tests $(BIN)/python -m soak $(ARGS)
+	@PYTHONPATH=tests:plugin $(BIN)/python -m life --steps $(STEPS)
 
 plugin: $(READY) ## build the managed plugin and create it in this machine's engine (ARGS: see plugin/build.py)
 	$(BIN)/python plugin/build.py $(ARGS)
