@@ -34,6 +34,7 @@ TO_LOG = "-"
 OFF = "off"
 _FILE_BYTES = 20 * 1024 * 1024
 _FILES_KEPT = 5
+_LONGEST_PATH = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +120,14 @@ class Telling:
     def close(self) -> None:
         """Tell of the request as one, unless it was told item by item."""
         if not self._is_told:
-            self._tell(self._began, path=self.path, outcome=self.outcome, bytes=self.size)
+            self._tell(self._began, path=_shortened(self.path), outcome=self.outcome, bytes=self.size)
 
     def _tell_item(self, outcome: Outcome, began: float) -> None:
         file, asked = outcome.file, outcome.file_path
         self._tell(
             began,
-            path=asked,
-            file_path=None if file is None or file.file_path == asked else file.file_path,
+            path=_shortened(asked),
+            file_path=None if file is None or file.file_path == asked else _shortened(file.file_path),
             outcome="done" if outcome.error is None else outcome.error[0],
             bytes=None if file is None else file.file_size,
         )
@@ -144,6 +145,13 @@ class Telling:
             **fields,
             ms=ms,
         )
+
+
+def _shortened(path: str | None) -> str | None:
+    """A path as it is told: strangers choose its length."""
+    if path is None or len(path) <= _LONGEST_PATH:
+        return path
+    return f"{path[:_LONGEST_PATH]}... ({len(path)} characters)"
 
 
 class _Handler(RotatingFileHandler):

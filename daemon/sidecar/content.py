@@ -153,7 +153,7 @@ def _is_other_version(content: Content, headers: requests.ReadHeaders) -> bool:
     """Whether the client's condition on the version fails; see RFC 9110, 13.2.2, for the order of conditions."""
     if headers.if_match is not None:
         return not parse_etags(headers.if_match).contains(content.etag)
-    since, modified = parse_date(headers.if_unmodified_since), _modified(content)
+    since, modified = _date(headers.if_unmodified_since), _modified(content)
     return since is not None and modified is not None and modified > since
 
 
@@ -161,8 +161,16 @@ def _is_known(content: Content, headers: requests.ReadHeaders) -> bool:
     """Whether the client says that it has this version."""
     if headers.if_none_match is not None:
         return parse_etags(headers.if_none_match).contains_weak(content.etag)
-    since, modified = parse_date(headers.if_modified_since), _modified(content)
+    since, modified = _date(headers.if_modified_since), _modified(content)
     return since is not None and modified is not None and modified <= since
+
+
+def _date(text: str | None) -> datetime | None:
+    """A date of HTTP; None for none, and for what is no date."""
+    try:
+        return parse_date(text)
+    except (OverflowError, ValueError):  # a year that no calendar has
+        return None
 
 
 def _modified(content: Content) -> datetime | None:

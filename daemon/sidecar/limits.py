@@ -145,9 +145,9 @@ def owner_of(connection: Connection) -> str:
 class Bulkheads:
     """Places to work in, of each workspace a number. Safe for several threads.
 
-    A caller gets at most half of a workspace's places, and in one workspace at most half of its own requests, so
-    that neither another caller nor another workspace of its own is without. All workspaces together leave some
-    places for a further one: each gets at most half of what is free.
+    A caller gets at most half of the places that the others leave free in a workspace, and in one workspace at
+    most half of its own requests, so that neither another caller nor another workspace of its own is without. All
+    workspaces together leave some places for a further one: each gets at most half of what is free.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -193,7 +193,9 @@ class Bulkheads:
         own = self._taken[by[0]]
         free = self._most - self._taken.total()
         most = min(self._most_per_workspace, max(1, (free + own) // 2))
-        return free > 0 and own < most and self._taken_by[by] < self._most_of_caller
+        mine = self._taken_by[by]
+        most_mine = min(self._most_of_caller, max(1, (most - own + mine + 1) // 2))
+        return free > 0 and own < most and mine < most_mine
 
 
 class Place:

@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeVar
 
 import structlog
 
-from sidecar import answers, recovery, requests
+from sidecar import answers, locks, recovery, requests
 from sidecar.attempts import Attempt, attempt, digest_of
-from sidecar.errors import STATUS_OF_CODE, InvalidRequest, UnknownWorkspace
+from sidecar.errors import STATUS_OF_CODE, Busy, InvalidRequest, UnknownWorkspace
 from sidecar.holdings import Holding
 from sidecar.records import Records
 from sidecar.workspaces import Session
@@ -109,10 +109,10 @@ class Workspace:
 
         def one(item: requests.Upload, keyed: KeyedItem | None) -> ScaleFile:
             self._check_writable()
-            file = self._file(requests.FileName(file_path=item.file_path))
-            file = replace(file, media_type=item.media_type or file.media_type)
-            self._tell(file, keyed)
-            self.broker.upload_files(self.volume_path, [FileUpload(file, item.local_path)])
+            with self._alone(requests.FileName(file_path=item.file_path)) as found:
+                file = replace(found, media_type=item.media_type or found.media_type)
+                self._tell(file, keyed)
+                self.broker.upload_files(self.volume_path, [FileUpload(file, item.local_path)])
             return file
 
         return self._outcomes("upload", batch, one, key, digest)
@@ -122,9 +122,9 @@ class Workspace:
 
         def one(item: requests.Move, keyed: KeyedItem | None) -> ScaleFile:
             self._check_writable()
-            file = self._file(item)
-            self._tell(file, keyed)
-            self.broker.move_files(self.volume_path, [FileMove(file, item.new_path)])
+            with self._alone(item, item.new_path) as file:
+                self._tell(file, keyed)
+                self.broker.move_files(self.volume_path, [FileMove(file, item.new_path)])
             return file
 
         return self._outcomes("move", batch, one, key, digest)
@@ -132,10 +132,10 @@ class Workspace:
     def delete(self, batch: requests.Deletes, key: str | None = None, digest: bytes = b"") -> Iterator[Outcome]:
         def one(item: requests.Delete, keyed: KeyedItem | None) -> ScaleFile:
             self._check_writable()
-            file = self._file(item, deleted_too=True)
-            self._tell(file, keyed)
-            if not file.is_deleted:  # else a new file may be at the path of the old
-                self.broker.delete_files(self.volume_path, [file], update_model=batch.update_model)
+            with self._alone(item, deleted_too=True) as file:
+                self._tell(file, keyed)
+                if not file.is_deleted:  # else a new file may be at the path of the old
+                    self.broker.delete_files(self.volume_path, [file], update_model=batch.update_model)
             return file
 
         return self._outcomes("delete", batch, one, key, digest)
@@ -165,11 +165,11 @@ class Workspace:
 
         def write(_: object, keyed: KeyedItem | None) -> tuple[ScaleFile, Written]:
             self._check_writable()
-            file = self._file(requests.FileName(file_path=file_path))
-            file = replace(file, media_type=media_type or file.media_type)
-            expected = None if is_expected is None else self._expected(file, is_expected)
-            self._tell(file, keyed)
-            return file, self.broker.write_file(self.volume_path, file, source, expected=expected)
+            with self._alone(requests.FileName(file_path=file_path)) as found:
+                file = replace(found, media_type=media_type or found.media_type)
+                expected = None if is_expected is None else self._expected(file, is_expected)
+                self._tell(file, keyed)
+                return file, self.broker.write_file(self.volume_path, file, source, expected=expected)
 
         asked = f"{file_path}\n{media_type}\n{overwrite}\n{is_expected is not None}"
         with self._attempt("write", key, asked.encode("utf-8", "surrogatepass")) as held:
@@ -300,6 +300,16 @@ class Workspace:
     def _tell(self, file: ScaleFile, item: KeyedItem | None) -> None:
         """Tell the broker of what item of a request with a key the model is that it is given next."""
         self.broker.keyed = {id(file): item} if item else {}
+
+    @contextmanager
+    def _alone(self, name: requests.FileName, *others: str, deleted_too: bool = False) -> Iterator[ScaleFile]:
+        """The record of a file, while no other request changes what is at its path, or at the others."""
+        path = name.file_path or self._file(name, deleted_too=deleted_too).file_path
+        with locks.alone(self.holding.name, [self.records.whole(each) for each in (path, *others)]):
+            file = self._file(name, deleted_too=deleted_too)
+            if file.file_path != path:
+                raise Busy(f"the file with {name.label} was just moved; try again")
+            yield file
 
     def _file(self, name: requests.FileName, *, deleted_too: bool = False) -> ScaleFile:
         """The live record of a file, or a new unsaved one for a path that has none yet."""

@@ -44,7 +44,7 @@ class Records:
 
     def at_path(self, file_path: str) -> ScaleFile | None:
         """The live record of a path, if there is one."""
-        return self._seen(self._catalog.find_path(self._workspace, self._whole(file_path)))
+        return self._seen(self._catalog.find_path(self._workspace, self.whole(file_path)))
 
     def with_id(self, file_id: int) -> ScaleFile | None:
         """The record with this id, live or not."""
@@ -60,7 +60,7 @@ class Records:
         """The records with ids above `after_id`, by id; None means any."""
         found = self._catalog.page(
             self._workspace,
-            file_path=None if file_path is None else self._whole(file_path),
+            file_path=None if file_path is None else self.whole(file_path),
             is_deleted=is_deleted,
             below=self._part,
             after_id=after_id,
@@ -68,7 +68,8 @@ class Records:
         )
         return [seen for file in found if (seen := self._seen(file))]
 
-    def _whole(self, file_path: str) -> str:
+    def whole(self, file_path: str) -> str:
+        """The path in the whole workspace."""
         return f"{self._part}/{file_path}" if self._part else file_path
 
     def _seen(self, file: ScaleFile | None) -> ScaleFile | None:

@@ -5,6 +5,8 @@ Rows, not ORM objects: a record is read and written as a whole, and batches are 
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -49,6 +51,7 @@ _CONNECT_ARGUMENTS: dict[str, dict[str, object]] = {
     # A host that is gone does not even refuse: s for a connection, ms until what was sent is acknowledged.
     "psycopg": {"connect_timeout": 10, "tcp_user_timeout": 30_000},
 }
+_LOG_AHEAD_S = 30
 _NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 
 # What is done beside saving records, in the same transaction: given are the ids, by the uuids that the models had.
@@ -300,8 +303,22 @@ def _engine(url: URL) -> Engine:
 
 def _prepare_sqlite(connection: Any, _: object) -> None:
     connection.isolation_level = None  # transactions begin where _begin_sqlite says, not where sqlite3 guesses
-    connection.execute("PRAGMA journal_mode = WAL")
+    _log_ahead(connection)
     connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _log_ahead(connection: Any) -> None:
+    """Have the database use a write-ahead log. Whoever is first changes it, and SQLite has the others fail there,
+    however long they would wait for a lock anywhere else."""
+    deadline = time.monotonic() + _LOG_AHEAD_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _begin_sqlite(connection: Connection) -> None:

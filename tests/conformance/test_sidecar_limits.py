@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from lab.unix_http import Answer, exchange, request
 pytestmark = pytest.mark.root
 
 GREEDY, OTHER = 1000, 1001
+HANGING = 22
 LINES = b"Accept: application/x-ndjson\r\n"
 
 # So small that a test gets to them at once.
@@ -440,10 +441,13 @@ def s3(url: str) -> dict[str, Any]:
     return {"broker": {"type": "s3", **place}}
 
 
-def hang_in(path: str, sent: bytes, uids: list[int], stack: contextlib.ExitStack) -> list[Client]:
-    """Have each user make so many requests to the workspace `dead` that it is full; returns those that hang."""
-    asked = [stack.enter_context(Client(path, uid)).send(sent) for uid in uids for _ in range(24)]
-    answered = _answered(asked, timeout_s=10, least=12 * len(uids))
+def hang_in(path: str, sent: Callable[[int], bytes], uids: list[int], stack: contextlib.ExitStack) -> list[Client]:
+    """Have two users make so many requests to the workspace `dead` that it is full; returns those that hang.
+
+    The first gets 12 of its 32 places, the other half of what is left; or each 11, if they come together.
+    """
+    asked = [stack.enter_context(Client(path, uid)).send(sent(uid + n)) for uid in uids for n in range(24)]
+    answered = _answered(asked, timeout_s=10, least=24 * len(uids) - HANGING)
     for client in answered:
         assert_problem(client.answer(), 503, "busy")
     return [client for client in asked if client not in answered]
@@ -499,8 +503,8 @@ def test_a_bucket_that_hangs_leaves_other_workspaces_as_fast(quiet: Running, sho
         workspaces = {"live": host(short_dir / "live"), "dead": s3(url)}
         process = stack.enter_context(sidecar(short_dir, workspaces, {"BROKERVOL_DRAIN_TIMEOUT_S": "2"}))
         sent = b"GET /v1/workspaces/dead/files HTTP/1.1\r\nHost: b\r\n\r\n"
-        hanging = hang_in(process.socket_path, sent, [GREEDY, OTHER], stack)
-        assert len(hanging) == 24
+        hanging = hang_in(process.socket_path, lambda _: sent, [GREEDY, OTHER], stack)
+        assert len(hanging) == HANGING
         assert_undisturbed(quiet, process, GREEDY)
         assert_undisturbed(quiet, process, 2000)
         began = time.monotonic()
@@ -512,17 +516,24 @@ def test_a_bucket_that_hangs_leaves_other_workspaces_as_fast(quiet: Running, sho
 def test_a_file_system_that_hangs_leaves_other_workspaces_as_fast(quiet: Running, short_dir: Path) -> None:
     """Threads in it cannot even be killed. Nothing is lost: they go on when it does."""
     (short_dir / "live").mkdir()
-    body = json.dumps({"files": [{"local_path": "/etc/hostname", "file_path": "f"}]}).encode()
-    sent = b"POST /v1/workspaces/dead/upload HTTP/1.1\r\nHost: b\r\nContent-Length: %d\r\n\r\n" % len(body)
+
+    def body_of(number: int) -> bytes:
+        return json.dumps({"files": [{"local_path": "/etc/hostname", "file_path": f"f{number}"}]}).encode()
+
+    def uploading(number: int) -> bytes:
+        body = body_of(number)
+        head = b"POST /v1/workspaces/dead/upload HTTP/1.1\r\nHost: b\r\nContent-Length: %d\r\n\r\n"
+        return head % len(body) + body
+
     with file_system_of_its_own(short_dir) as mounted, contextlib.ExitStack() as stack:
         (mounted / "data").mkdir()
         workspaces = {"live": host(short_dir / "live"), "dead": host(mounted / "data")}
         process = stack.enter_context(sidecar(short_dir, workspaces, {}))
         with frozen(mounted):
-            hanging = hang_in(process.socket_path, sent + body, [GREEDY, OTHER], stack)
-            assert len(hanging) == 24
+            hanging = hang_in(process.socket_path, uploading, [GREEDY, OTHER], stack)
+            assert len(hanging) == HANGING
             assert_undisturbed(quiet, process, GREEDY)
-            assert request(process.socket_path, "POST", "/v1/workspaces/live/upload", body).status == 200
+            assert request(process.socket_path, "POST", "/v1/workspaces/live/upload", body_of(0)).status == 200
         assert {client.answer().status for client in hanging} == {200}
         assert process.terminate() == 0
 

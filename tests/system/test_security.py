@@ -144,6 +144,6 @@ def test_a_container_with_a_directory_of_a_volume_has_that_part(site: Site) -> N
                 if mode == "rw":
                     records = ask(part, "/v1/workspaces/data/catalog", user=USER)["files"]
                     assert [record["file_path"] for record in records] == ["new"]
-                    records = ask(whole, "/v1/workspaces/data/catalog")["files"]
-                    assert [record["file_path"] for record in records] == ["sub/new"]
+                    records = ask(whole, "/v1/workspaces/data/catalog?file_path=sub/new")["files"]
+                    assert [record["is_deleted"] for record in records] == [False]
                     assert inside(part, CLIENT, "rm", "data:new", user=str(USER)).exit_code == 0

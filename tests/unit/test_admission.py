@@ -147,9 +147,9 @@ def full(bulkheads: Bulkheads, workspace: str, caller: str) -> list[Place]:
             return taken
 
 
-def test_one_workspace_takes_its_part_and_one_caller_half_of_it() -> None:
+def test_one_workspace_takes_its_part_and_one_caller_half_of_what_others_leave() -> None:
     bulkheads = Bulkheads(DEFAULTS._replace(max_requests=128, max_requests_per_workspace=20))
-    assert [len(full(bulkheads, "dead", caller)) for caller in "abc"] == [10, 10, 0]
+    assert [len(full(bulkheads, "dead", caller)) for caller in "abcdef"] == [10, 5, 3, 1, 1, 0]
     assert len(full(bulkheads, "other", "a")) == 10
 
 

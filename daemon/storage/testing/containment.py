@@ -145,13 +145,14 @@ class Containment(Suite):
         (workspace / "dir").mkdir()
         (workspace / "link").symlink_to(outside)
         with _swapping(workspace / "dir", workspace / "link") as swaps:
-            for _ in range(300):
+            tries = 0
+            while tries < 300 or swaps[0] <= 100:  # on a busy machine the other thread may be slow
+                tries += 1
                 with contextlib.suppress(StorageError):
                     backend.put("victim") if operation == "move to" else None
                     if operation in ("download", "read", "move from", "delete"):
                         backend.upload("dir/file", b"inside")
                     attempt(backend, operation, "dir/file")
-        assert swaps[0] > 100
         assert (outside / "file").read_bytes() == b"sentinel"
         assert os.listdir(outside) == ["file"]
 
