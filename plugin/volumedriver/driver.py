@@ -233,10 +233,7 @@ class Driver:
             definition = self._unfinished[-1]
             try:
                 with self._locks.held(definition.name, timeout_s=0):
-                    if self._find(definition.name) is None:
-                        self._define(definition)
-                    else:  # it had been done but for this
-                        self._parts.references.settle(definition.name)
+                    self._finish(definition)
             except VolumeBusy:
                 return
             except (DriverError, AlreadyDefined) as error:
@@ -270,6 +267,15 @@ class Driver:
         if definition is not None and self._find(name) is None:
             self._put(self._defined(definition))
             log.info("volume found", volume=name, options=definition.options)
+
+    def _finish(self, definition: Definition) -> None:
+        name = definition.name
+        if all(intent.volume != name for intent in self._parts.references.intents()):
+            return  # a call has created it meanwhile, and perhaps another has removed it again
+        if self._find(name) is None:
+            self._define(definition)
+        else:  # it had been done but for this
+            self._parts.references.settle(name)
 
     @contextlib.contextmanager
     def _intended(self, name: str, verb: Verb, **detail: object) -> Iterator[None]:

@@ -14,10 +14,11 @@ import pytest
 
 from lab.memory_driver import Machine
 from lab.processes import wait_until
+from storage.definitions import utc_now
 from volumedriver.engines import Engine, engine_of, is_alive
 from volumedriver.errors import MountFailed, StateUnavailable
 from volumedriver.reconcile import GRACE_S, LIVING_ENGINE_GRACE_S, Reconciler, Timer
-from volumedriver.store import ReferenceStore
+from volumedriver.store import Intent, ReferenceStore, Verb
 from volumedriver.volume import Shown
 
 HOST = {"host_path": "/srv/data"}
@@ -229,6 +230,22 @@ def test_reference_that_could_not_be_written_is_written_later(
     later(machine, 0)
     assert references(machine) == {"x": 1}
     assert machine.references.engines() == {("data", "x"): OLD}
+
+
+def test_volume_removed_before_its_create_was_finished_stays_removed(machine: Machine) -> None:
+    """The driver died in a Create, which is repeated as the first pass comes, and then undone by its user."""
+    effective = dict(machine.driver.get("data").options.effective)
+    machine.driver.remove("data")
+    detail = {"options": effective, "created": utc_now().isoformat()}
+    machine.references.intend(Intent("data", Verb.CREATE, detail))
+    machine.start()
+    with machine.driver._locks.held("data"), ThreadPoolExecutor(1) as other:
+        other.submit(machine.reconciler.step).result(timeout=10)
+    machine.driver.create("data", HOST)
+    machine.driver.remove("data")
+    machine.reconciler.step()
+    assert machine.driver.list() == []
+    assert machine.references.intents() == []
 
 
 def test_volume_with_a_call_under_way_is_left_alone(machine: Machine) -> None:
