@@ -94,12 +94,15 @@ def problem(code: str, detail: str, extra: Mapping[str, Any] | None = None) -> d
     }
 
 
+# What the server answers itself, to whatever call, with a status that is not its code's: the request line or the
+# headers are too long; an expectation or a version of HTTP is not known.
+CODE_OF_REFUSED_HEAD = {414: "too-large", 431: "too-large", 417: "invalid-request", 505: "invalid-request"}
+
 _CODE_OF_REFUSAL = {
+    **CODE_OF_REFUSED_HEAD,
     405: "method-not-allowed",
     408: "too-slow",
     413: "too-large",
-    414: "too-large",
-    431: "too-large",
     500: "internal-error",
     501: "unsupported",
     503: "busy",

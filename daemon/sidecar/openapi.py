@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from sidecar.errors import RETRIED, STATUS_OF_CODE
+from sidecar.errors import CODE_OF_REFUSED_HEAD, RETRIED, STATUS_OF_CODE
 from sidecar.requests import WORKSPACE_PATH
 from sidecar.routes import Answer, Lines, Route
 from sidecar.wire import PROBLEM
@@ -125,9 +125,11 @@ def _schema(shape: Any, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _problems(route: Route, schema: Mapping[str, Any]) -> dict[str, Any]:
     """The answers of a call that fails, by status."""
+    codes_of = {status: [code] for status, code in CODE_OF_REFUSED_HEAD.items()}
+    for code in sorted(route.codes):
+        codes_of.setdefault(STATUS_OF_CODE[code], []).append(code)
     found = {}
-    for status in sorted({STATUS_OF_CODE[code] for code in route.codes}):
-        codes = sorted(code for code in route.codes if STATUS_OF_CODE[code] == status)
+    for status, codes in sorted(codes_of.items()):
         exactly = {"properties": {"status": {"const": status}, "code": {"enum": codes}}}
         found[str(status)] = {
             "description": f"{HTTPStatus(status).phrase}: {', '.join(codes)}",
