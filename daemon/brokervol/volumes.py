@@ -108,9 +108,8 @@ def _checked(definitions: Sequence[Definition]) -> list[Definition]:
 def _refuse_conflicts(wanted: Sequence[Definition], existing: Mapping[str, Mapping[str, str]]) -> None:
     conflicts = []
     for definition in wanted:
-        before, after = existing.get(definition.name, definition.options), definition.options
-        keys = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
-        if keys:
+        before = existing.get(definition.name, definition.options)
+        if keys := volume_options.differences(before, definition.options):
             conflicts.append(
                 f"volume {definition.name} exists with other options: it differs in {', '.join(keys)}"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import structlog
-from flask import Flask, Response, current_app, request
+from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from sidecar.audit import AuditLog
@@ -42,16 +42,14 @@ def _storage_error(error: StorageError) -> Response:
     return problem_answer(error.code, str(error))
 
 
-_CODE_OF_STATUS = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
+_CODE_OF_STATUS = {404: "not-found", 405: "method-not-allowed"}
 
 
 def _http_error(error: HTTPException) -> Response:
     code = _CODE_OF_STATUS.get(error.code or 500, "invalid-request")
-    most = current_app.config["MAX_CONTENT_LENGTH"]
     details = {
         "not-found": f"there is nothing at {request.path}",
         "method-not-allowed": f"{request.method} is not possible here",
-        "too-large": f"the body is larger than {most} bytes; send it as several batches",
     }
     response = problem_answer(code, details.get(code, error.description or "the request is malformed"))
     if isinstance(error, MethodNotAllowed):

@@ -7,14 +7,13 @@ the very transactions that save the records; see `storage.journal`.
 from __future__ import annotations
 
 import hashlib
-import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import structlog
 
 from sidecar.errors import InProgress, InvalidRequest
+from sidecar.locks import Locks
 from storage import journal
 from storage.catalog import Catalog
 from storage.exceptions import BackendUnavailable
@@ -22,11 +21,9 @@ from storage.journal import DoneItem, KeyedItem
 
 log = structlog.get_logger()
 
-_KEY = re.compile(r"[ -~]{1,255}")
 _ITEMS_A_LOOK = 500
 
-_lock = threading.Lock()
-_in_use: set[tuple[str, ...]] = set()
+_keys = Locks()
 
 
 class Attempt:
@@ -80,36 +77,22 @@ def attempt(
         settle: finds out, with the request's id, what became of what earlier attempts had begun.
 
     Raises:
-        InvalidRequest: the key cannot be one, or was used for something else.
+        InvalidRequest: the key was used for something else.
         InProgress: an attempt is going on.
     """
-    if not _KEY.fullmatch(key):
-        raise InvalidRequest("Idempotency-Key: accepted are 1 to 255 printable ASCII characters")
-    with _held((*scope, key)):
+    going_on = InProgress("a request with this Idempotency-Key is being worked on")
+    with _keys.held({(*scope, key)}, going_on, wait_s=0):
         claim = catalog.journal.claim(*scope, key, digest, journal.process())
         if not claim.is_same:
             raise InvalidRequest("Idempotency-Key: it was used for another request; take a new one for each")
         if claim.is_busy:
-            raise InProgress("a request with this Idempotency-Key is being worked on")
+            raise going_on
         try:
             if not claim.is_new:
                 settle(claim.request_id)
             yield Attempt(catalog, claim.request_id, is_first=claim.is_new)
         finally:
             _release(catalog, claim.request_id)
-
-
-@contextmanager
-def _held(name: tuple[str, ...]) -> Iterator[None]:
-    with _lock:
-        if name in _in_use:
-            raise InProgress("a request with this Idempotency-Key is being worked on")
-        _in_use.add(name)
-    try:
-        yield
-    finally:
-        with _lock:
-            _in_use.remove(name)
 
 
 def _release(catalog: Catalog, request_id: int) -> None:

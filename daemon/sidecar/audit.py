@@ -11,8 +11,6 @@ import json
 import logging
 import os
 import secrets
-import socket
-import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -27,6 +25,7 @@ import structlog
 from brokervol.server import Connection
 from sidecar.caller import Caller
 from sidecar.operations import Outcome
+from storage import linux
 
 log = structlog.get_logger()
 
@@ -50,7 +49,7 @@ def who(connection: Connection) -> Who:
     """The peer of a connection. In the view of the sidecar itself it has not been looked at more closely."""
     if isinstance(connection.peer, Caller):
         return Who(connection.peer.container, connection.peer.uid, connection.peer.pid)
-    pid, uid, _ = struct.unpack("iII", connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    pid, uid, _ = linux.peer_credentials(connection.socket)
     return Who(None, uid, pid)
 
 

@@ -13,7 +13,6 @@ import os
 import re
 import select
 import socket
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -68,8 +67,7 @@ class Caller:
             CallerGone: it has exited.
             PermissionDenied: it cannot be seen from here (no host pid namespace).
         """
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        self.pid, self.uid, self.gid = struct.unpack("iII", credentials)
+        self.pid, self.uid, self.gid = linux.peer_credentials(connection)
         if self.pid <= 0:
             raise PermissionDenied("the caller is in a pid namespace that the sidecar cannot see")
         try:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import socket
-import struct
 import threading
 from collections import Counter
 from collections.abc import Hashable, Mapping
@@ -19,6 +17,7 @@ from brokervol.server import Connection
 from brokervol.server import Limits as ServerLimits
 from sidecar.caller import Caller
 from sidecar.errors import Busy
+from storage import linux
 from storage.os_errors import quoted
 
 T = TypeVar("T")
@@ -138,8 +137,8 @@ def owner_of(connection: Connection) -> str:
         return connection.peer.owner
     if connection.peer is not None:
         return "unidentified"
-    credentials = connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return f"uid {struct.unpack('iII', credentials)[1]}"
+    _, uid, _ = linux.peer_credentials(connection.socket)
+    return f"uid {uid}"
 
 
 class Bulkheads:

@@ -1,38 +1,39 @@
-"""Paths that a request is changing: one goes at a time, so that file and record are of the same request."""
+"""Names that one request has for itself at a time: the paths that it changes, or its idempotency key."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from contextlib import contextmanager
 
-from sidecar.errors import Busy
-from storage.os_errors import quoted
-
-_WAIT_S = 10.0
-
-_changed = threading.Condition()
-_held: set[tuple[str, str]] = set()
+from storage.exceptions import StorageError
 
 
-@contextmanager
-def alone(workspace: str, paths: Collection[str]) -> Iterator[None]:
-    """Hold paths of the whole workspace, all or none, while no other request of this process changes them.
+class Locks:
+    """Names of one kind. Safe for several threads."""
 
-    Raises:
-        Busy: another is still at one of them after 10 s.
-    """
-    wanted = {(workspace, path) for path in paths}
-    deadline = time.monotonic() + _WAIT_S
-    with _changed:
-        while not _held.isdisjoint(wanted):
-            if not _changed.wait(deadline - time.monotonic()):
-                raise Busy(f"another request is changing {quoted(next(iter(paths)))}; try again")
-        _held.update(wanted)
-    try:
-        yield
-    finally:
-        with _changed:
-            _held.difference_update(wanted)
-            _changed.notify_all()
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._held: set[Hashable] = set()
+
+    @contextmanager
+    def held(self, names: Collection[Hashable], refusal: StorageError, *, wait_s: float) -> Iterator[None]:
+        """Hold these names for the block, all or none.
+
+        Raises:
+            refusal: another request has one of them, and does not give it back within `wait_s`.
+        """
+        wanted = {*names}
+        deadline = time.monotonic() + wait_s
+        with self._changed:
+            while not self._held.isdisjoint(wanted):
+                if not self._changed.wait(deadline - time.monotonic()):
+                    raise refusal
+            self._held |= wanted
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= wanted
+                self._changed.notify_all()

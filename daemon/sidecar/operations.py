@@ -10,10 +10,11 @@ from typing import Any, Literal, TypeVar
 
 import structlog
 
-from sidecar import answers, locks, recovery, requests
+from sidecar import answers, recovery, requests
 from sidecar.attempts import Attempt, attempt, digest_of
 from sidecar.errors import STATUS_OF_CODE, Busy, InvalidRequest, UnknownWorkspace
 from sidecar.holdings import Holding
+from sidecar.locks import Locks
 from sidecar.records import Records
 from sidecar.workspaces import Session
 from storage import journal
@@ -32,6 +33,10 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _DRAINED_BYTES = 1024 * 1024
+
+# Paths of whole workspaces that are being changed: so that file and record of one are of the same request.
+_paths = Locks()
+_PATH_WAIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +310,9 @@ class Workspace:
     def _alone(self, name: requests.FileName, *others: str, deleted_too: bool = False) -> Iterator[ScaleFile]:
         """The record of a file, while no other request changes what is at its path, or at the others."""
         path = name.file_path or self._file(name, deleted_too=deleted_too).file_path
-        with locks.alone(self.holding.name, [self.records.whole(each) for each in (path, *others)]):
+        changed = {(self.holding.name, self.records.whole(each)) for each in (path, *others)}
+        refusal = Busy(f"another request is changing {quoted(path)}; try again")
+        with _paths.held(changed, refusal, wait_s=_PATH_WAIT_S):
             file = self._file(name, deleted_too=deleted_too)
             if file.file_path != path:
                 raise Busy(f"the file with {name.label} was just moved; try again")

@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 from collections.abc import Sequence
 
 AT_EMPTY_PATH = 0x1000
@@ -331,6 +332,12 @@ def set_thread_groups(groups: Sequence[int]) -> None:
 
 _SO_PEERGROUPS = 59  # asm-generic/socket.h
 _MOST_GROUPS = 65536  # NGROUPS_MAX
+
+
+def peer_credentials(connected: socket.socket) -> tuple[int, int, int]:
+    """The process, user and group at the other end of a Unix socket, as they were when it connected."""
+    pid, uid, gid = struct.unpack("iII", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid, gid
 
 
 def peer_groups(socket_fd: int) -> tuple[int, ...]:

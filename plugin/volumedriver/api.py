@@ -7,8 +7,6 @@ after a transport error the body is empty: that is refused, never taken for a vo
 from __future__ import annotations
 
 import json
-import socket
-import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +15,7 @@ import structlog
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
+from storage import linux
 from volumedriver.driver import Driver
 from volumedriver.engines import Engine, engine_of
 from volumedriver.errors import STATUS, DriverError, InvalidRequest
@@ -173,7 +172,7 @@ def _engine() -> Engine | None:
     connection = request.environ.get("brokervol.connection")
     if connection is None:
         return None
-    pid, _, _ = struct.unpack("iII", connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    pid, _, _ = linux.peer_credentials(connection.socket)
     return engine_of(pid)
 
 

@@ -376,8 +376,7 @@ def _tolerating_unwritten_state(name: str) -> Iterator[None]:
 
 
 def _refuse_difference(existing: Volume, options: VolumeOptions) -> None:
-    before, after = existing.options.effective, options.effective
-    keys = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
+    keys = volume_options.differences(existing.options.effective, options.effective)
     if keys:
         raise VolumeConflict(
             f"volume {existing.name} exists with other options: it differs in {', '.join(keys)};"

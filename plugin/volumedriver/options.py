@@ -127,6 +127,11 @@ def parse(given: Mapping[str, str]) -> VolumeOptions:
     return options
 
 
+def differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """The keys, sorted, that are not the same in two sets of effective options."""
+    return sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
+
+
 def restore(stored: dict[str, str]) -> VolumeOptions:
     """The options of a definition on disk."""
     try:

@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 
 from brokervol.admission import Admission, Pool, Verdict
 from brokervol.server import Connection
+from lab.processes import wait_until
 from sidecar.caller import Caller
 from sidecar.errors import Busy
 from sidecar.limits import DEFAULTS, SETTINGS, Bulkheads, Place, Setting, add_options, limits_of, owner_of
@@ -172,7 +172,7 @@ def test_a_place_that_is_given_back_is_for_who_waits() -> None:
     place = bulkheads.enter("ws", "a")
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(bulkheads.enter, "ws", "a")
-        time.sleep(0.05)
+        wait_until(lambda: bool(bulkheads._waiting), "somebody to wait")
         assert not waiting.done()
         with pytest.raises(Busy, match="'ws' is busy"):
             bulkheads.enter("ws", "a")  # one waits already
