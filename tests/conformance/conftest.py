@@ -9,7 +9,9 @@ import pytest
 
 from lab.backends import DIRECTORIES, KINDS, S3Backend
 from lab.directories import temporary_directory
+from lab.processes import Running
 from lab.s3 import Place, S3Server, new_place
+from lab.world import World, served_workspace, world_of
 from storage.testing import Backend
 
 
@@ -53,3 +55,18 @@ def seaweedfs_place(seaweedfs: S3Server) -> Iterator[tuple[S3Server, Place]]:
 def real_place(real: S3Server) -> Iterator[tuple[S3Server, Place]]:
     with new_place(real) as place:
         yield real, place
+
+
+# The sidecar that acts as its callers, where these are processes of ours.
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[Path, Running]]:
+    with served_workspace() as found:
+        yield found
+
+
+@pytest.fixture
+def world(served: tuple[Path, Running]) -> Iterator[World]:
+    with world_of(*served) as world:
+        yield world

@@ -13,7 +13,7 @@ import pytest
 
 from lab.directories import temporary_directory
 from lab.processes import Running, wait_until
-from lab.sidecar import caller_sidecar, self_sidecar
+from lab.sidecar import caller_sidecar, host_sidecar
 from lab.task import Identity, Task
 from lab.unix_http import Answer, request
 from sidecar import audit
@@ -50,11 +50,8 @@ class Served:
 
 @pytest.fixture
 def served() -> Iterator[Served]:
-    with temporary_directory() as directory:
-        (directory / "data").mkdir()
-        workspaces = {"data": {"broker": {"type": "host", "host_path": str(directory / "data")}}}
-        with self_sidecar(directory, workspaces) as sidecar:
-            yield Served(directory, sidecar)
+    with host_sidecar() as found:
+        yield Served(*found)
 
 
 def test_each_file_of_a_batch_is_told(served: Served) -> None:

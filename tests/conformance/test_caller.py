@@ -24,7 +24,7 @@ from lab.programs import pausing_program
 from lab.sidecar import caller_sidecar, descriptors, thread_identities
 from lab.task import Identity, Task
 from lab.unix_http import connected, request
-from lab.world import USER, WS, empty, one, served_workspace
+from lab.world import USER, WS, empty, one
 from storage.exceptions import StorageError
 
 pytestmark = pytest.mark.root
@@ -61,12 +61,6 @@ class World:
         if mode:
             binds.append((self.data, at, mode))
         return Task(root, binds, identity, is_pivoted=is_pivoted)
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[Path, Running]]:
-    with served_workspace() as found:
-        yield found
 
 
 @pytest.fixture

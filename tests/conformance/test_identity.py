@@ -12,16 +12,15 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lab import intruder
-from lab.processes import Running, wait_until
+from lab.processes import wait_until
 from lab.task import Identity, Task
-from lab.world import USER, WS, World, one, served_workspace, world_of
+from lab.world import USER, WS, World, one
 from sidecar.caller import Caller, CallerGone
 
 pytestmark = pytest.mark.root
@@ -30,18 +29,6 @@ FILES = ("GET", f"{WS}/files", None)
 WORKSPACES = ("GET", "/v1/workspaces", None)
 UPLOAD = ("POST", *one("upload", local_path="/tmp/in", file_path="f"))
 OVERFLOW = 65534
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[Path, Running]]:
-    with served_workspace() as found:
-        yield found
-
-
-@pytest.fixture
-def world(served: tuple[Path, Running]) -> Iterator[World]:
-    with world_of(*served) as world:
-        yield world
 
 
 def held(answer: list[Any]) -> list[tuple[str, bool]]:

@@ -15,19 +15,13 @@ from lab.directories import temporary_directory
 from lab.processes import Running
 from lab.sidecar import caller_sidecar
 from lab.task import Identity, Task
-from lab.world import USER, WS, World, empty, one, served_workspace, world_of
+from lab.world import USER, WS, World, empty, one, world_of
 from sidecar.holdings import Holding
 from sidecar.records import Records
 from storage.catalog import Catalog
 from storage.models import ScaleFile
 
 root = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[Path, Running]]:
-    with served_workspace() as found:
-        yield found
 
 
 @pytest.fixture

@@ -17,10 +17,9 @@ import pytest
 
 from lab import intruder
 from lab.directories import temporary_directory
-from lab.processes import Running
 from lab.sidecar import caller_sidecar, self_sidecar
 from lab.task import Identity
-from lab.world import USER, WS, World, one, served_workspace, world_of
+from lab.world import USER, WS, World, one
 from sidecar.__main__ import CAPABILITIES
 from storage import linux
 
@@ -38,18 +37,6 @@ NEEDED = {
 TRACEABLE = 4  # PR_SET_DUMPABLE
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[Path, Running]]:
-    with served_workspace() as found:
-        yield found
-
-
-@pytest.fixture
-def world(served: tuple[Path, Running]) -> Iterator[World]:
-    with world_of(*served) as world:
-        yield world
 
 
 def statuses(pid: int) -> list[dict[str, str]]:

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from lab.directories import temporary_directory
 from lab.processes import Running
-from lab.sidecar import self_sidecar
+from lab.sidecar import host_sidecar
 from lab.unix_http import request
 
 WS = "/v1/workspaces/data"
@@ -65,11 +64,8 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    with temporary_directory() as directory:
-        (directory / "data").mkdir()
-        workspaces = {"data": {"broker": {"type": "host", "host_path": str(directory / "data")}}}
-        with self_sidecar(directory, workspaces) as sidecar:
-            yield Served(directory, sidecar)
+    with host_sidecar() as found:
+        yield Served(*found)
 
 
 @pytest.mark.parametrize(

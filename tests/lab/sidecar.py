@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lab.directories import temporary_directory
 from lab.processes import Running, running
 from storage.definitions import Definition, DefinitionStore, definitions_path, mountpoint, utc_now
 
@@ -30,6 +31,17 @@ def self_sidecar(directory: Path, workspaces: Mapping[str, Any], prefix: Sequenc
     options = ["--view", "self", "--workspaces", str(file), "--root", str(directory / "root")]
     with _started(directory, [*prefix], options) as found:
         yield found
+
+
+@contextlib.contextmanager
+def host_sidecar() -> Iterator[tuple[Path, Running]]:
+    """A sidecar of its own view with the workspace `data`, and the directory that both are in."""
+    with temporary_directory() as directory:
+        data = directory / "data"
+        data.mkdir()
+        broker = {"type": "host", "host_path": str(data)}
+        with self_sidecar(directory, {"data": {"broker": broker}}) as sidecar:
+            yield directory, sidecar
 
 
 @contextlib.contextmanager
