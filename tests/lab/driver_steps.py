@@ -16,14 +16,64 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pytest
-
 from storage import linux
 from storage.definitions import DefinitionStore
 from volumedriver.errors import StateUnavailable
 from volumedriver.store import ReferenceStore
 
 _FULL = "database or disk is full"
+_SYSTEM_CALLS = {
+    437: "openat2",
+    428: "open_tree",
+    429: "move_mount",
+    442: "mount_setattr",
+    {"x86_64": 166, "aarch64": 39}.get(os.uname().machine, -1): "umount2",
+}
+
+Take = Callable[[str], bool]
+"""Told the name of a step before it is taken; whether it is to fail."""
+
+
+@contextlib.contextmanager
+def seam(take: Take) -> Iterator[None]:
+    """Have `take` told of each step in the block."""
+    with contextlib.ExitStack() as undo:
+        for method in ("intend", "set", "set_shown", "settle", "drop"):
+            _patch(undo, take, ReferenceStore, method, StateUnavailable(_FULL))
+        for method in ("add", "remove"):
+            _patch(undo, take, DefinitionStore, method, sqlite3.OperationalError(_FULL))
+        for function in ("mkdir", "rmdir"):
+            _patch(undo, take, os, function, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        undo.callback(setattr, linux, "_libc", linux._libc)
+        setattr(linux, "_libc", _Libc(take, linux._libc))  # noqa: B010  # mypy refuses it otherwise
+        yield
+
+
+def _patch(undo: contextlib.ExitStack, take: Take, owner: Any, name: str, error: Exception) -> None:
+    real: Callable[..., Any] = getattr(owner, name)
+
+    def step(*arguments: Any, **options: Any) -> Any:
+        if take(f"{owner.__name__}.{name}"):
+            raise error
+        return real(*arguments, **options)
+
+    undo.callback(setattr, owner, name, real)
+    setattr(owner, name, step)
+
+
+class _Libc:
+    def __init__(self, take: Take, real: Any) -> None:
+        self._take = take
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def syscall(self, number: ctypes.c_long, *arguments: Any) -> int:
+        if self._take(_SYSTEM_CALLS.get(number.value, f"system call {number.value}")):
+            ctypes.set_errno(errno.EIO)
+            return -1
+        return int(self._real.syscall(number, *arguments))
 
 
 class Steps:
@@ -38,51 +88,17 @@ class Steps:
     def is_reached(self) -> bool:
         return len(self.taken) >= self._at
 
-    def _fails(self, name: str) -> bool:
+    def in_place(self) -> contextlib.AbstractContextManager[None]:
+        """Take the steps of everything in the block."""
+        return seam(self._take)
+
+    def _take(self, name: str) -> bool:
         self.taken.append(name)
         if len(self.taken) != self._at:
             return False
         if self._is_kill:
             os.kill(os.getpid(), signal.SIGKILL)
         return True
-
-    @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Take the steps of everything in the block."""
-        with pytest.MonkeyPatch.context() as patch:
-            for method in ("intend", "set", "set_shown", "settle", "drop"):
-                self._patch(patch, ReferenceStore, method, StateUnavailable(_FULL))
-            for method in ("add", "remove"):
-                self._patch(patch, DefinitionStore, method, sqlite3.OperationalError(_FULL))
-            for function in ("mkdir", "rmdir"):
-                self._patch(patch, os, function, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-            patch.setattr(linux, "_libc", _Libc(self, linux._libc))
-            yield
-
-    def _patch(self, patch: pytest.MonkeyPatch, owner: Any, name: str, error: Exception) -> None:
-        real: Callable[..., Any] = getattr(owner, name)
-
-        def step(*arguments: Any, **options: Any) -> Any:
-            if self._fails(f"{owner.__name__}.{name}"):
-                raise error
-            return real(*arguments, **options)
-
-        patch.setattr(owner, name, step)
-
-
-class _Libc:
-    def __init__(self, steps: Steps, real: Any) -> None:
-        self._steps = steps
-        self._real = real
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
-
-    def syscall(self, number: ctypes.c_long, *arguments: Any) -> int:
-        if self._steps._fails(f"system call {number.value}"):
-            ctypes.set_errno(errno.EIO)
-            return -1
-        return int(self._real.syscall(number, *arguments))
 
 
 def killed_at(number: int, prepare: Callable[[], object], act: Callable[[], object]) -> bool:

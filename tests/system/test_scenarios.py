@@ -8,14 +8,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -196,54 +193,6 @@ def test_scenario(quick_engine: Engine, directory: Path, name: str) -> None:
     print(row)
     assert (ours.new, ours.removal, ours.left) == ("reads", "removed", "nothing left")
     assert row in PAGE
-
-
-def test_driver_killed_at_any_moment_of_mounts_leaks_nothing(quick_engine: Engine, directory: Path) -> None:
-    """The engine repeats a cut call without its body, and takes the refusal for a failed start."""
-    site = Site(quick_engine, directory)
-    client = quick_engine.client
-    waiting = client.containers.create(TINY, ["true"], volumes={"ours": {"bind": "/d", "mode": "ro"}})
-    is_over = threading.Event()
-
-    def copy() -> None:
-        while not is_over.is_set():
-            with contextlib.suppress(APIError):  # a copy that a kill met fails, and the next one works
-                waiting.get_archive("/d/file")
-
-    copying = threading.Thread(target=copy)
-    copying.start()
-    for moment in range(4):  # each time it takes twice as long until there is another
-        wait_until("a driver", lambda: _driver_pids(quick_engine))
-        time.sleep(0.3 + moment / 50)
-        (driver,) = _driver_pids(quick_engine)
-        with os.fdopen(os.pidfd_open(driver)) as pidfd:
-            os.kill(driver, signal.SIGKILL)
-            select.select([pidfd], [], [], 20)
-    is_over.set()
-    copying.join()
-    wait_until("a copy works", lambda: _copies(waiting))
-    waiting.remove()
-    outcome = site.outcome("ours")
-    assert outcome == ("reads on", "reads", "removed", "nothing left")
-    site.outcome("local")
-
-
-def _driver_pids(engine: Engine) -> list[int]:
-    """Of the driver itself, not of what it has started."""
-    return [pid for pid in engine.plugin_pids(PLUGIN) if b"volumedriver" in _command_line(pid).split(b"\0")][:1]
-
-
-def _command_line(pid: int) -> bytes:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    return b""
-
-
-def _copies(container: Container) -> bool:
-    with contextlib.suppress(APIError):
-        stream, _ = container.get_archive("/d/file")
-        return b"content" in b"".join(stream)
-    return False
 
 
 def test_machine_rebooted(directory: Path, tmp_path: Path) -> None:
