@@ -20,7 +20,7 @@ from storage.brokers.factory import get_broker_types
 from storage.configuration.workspace_configuration import load_broker
 from storage.definitions import Definition, mountpoint
 from storage.exceptions import InvalidPath
-from storage.files import FileView, check_file_path
+from storage.files import FileView, is_file_path
 from storage.mountinfo import Mount
 from storage.os_errors import quoted
 
@@ -98,7 +98,7 @@ class Known:
         A token's device number may have been another's until a moment ago; its source is the volume's own.
         """
         if part:
-            return self.has_parts and _is_path(part)
+            return self.has_parts and is_file_path(part)  # a directory that was removed is none: `sub//deleted`
         return not self.is_token or mount.source == published.source
 
 
@@ -203,12 +203,3 @@ def _is_same_file(opened: os.stat_result, path: str) -> bool:
 def _prefix(mount: Mount) -> str:
     """What the paths of all that the mount shows begin with; a slash follows."""
     return mount.root.rstrip("/")
-
-
-def _is_path(part: str) -> bool:
-    """Whether a part is one whose files can be named; a directory that was removed is none (`sub//deleted`)."""
-    try:
-        check_file_path(part)
-    except InvalidPath:
-        return False
-    return True

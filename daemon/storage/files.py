@@ -294,6 +294,15 @@ def check_file_path(path: str, field: str = "file_path") -> None:
         )
 
 
+def is_file_path(path: str) -> bool:
+    """Whether `check_file_path` accepts it."""
+    try:
+        check_file_path(path)
+    except InvalidPath:
+        return False
+    return True
+
+
 def check_prefix(prefix: str) -> None:
     """Refuse a listing's prefix whose directories are not a canonical workspace path.
 

@@ -32,7 +32,7 @@ from storage.brokers.broker import (
 from storage.brokers.exceptions import InvalidBrokerConfiguration
 from storage.configuration.warnings import ValidationWarning
 from storage.exceptions import AlreadyExists, FileChanged, InvalidPath, MissingFile, StorageError
-from storage.files import check_file_path, check_local_path, check_prefix
+from storage.files import check_file_path, check_local_path, check_prefix, is_file_path
 from storage.journal import Intent, Verdict, intent_of
 from storage.models import ScaleFile, check_storable, require_catalog
 from storage.os_errors import quoted
@@ -126,7 +126,7 @@ class S3Broker(Broker):
             for page in ahead:
                 for key, size in page:
                     path = key[len(above) :]
-                    if _is_path(path):
+                    if is_file_path(path):  # else no other operation would accept it
                         yield FileDetails(path, size)
 
     def download_files(self, volume_path: str | None, file_downloads: Sequence[FileDownload]) -> None:
@@ -364,15 +364,6 @@ def _apart(items: Sequence[Item], paths: Callable[[Item], set[str]]) -> Iterator
 
 def _subject(operation: str, file: ScaleFile) -> str:
     return f"{operation} {quoted(file.file_path)}"
-
-
-def _is_path(path: str) -> bool:
-    """Whether a listed key is a path that the other operations accept."""
-    try:
-        check_file_path(path)
-    except InvalidPath:
-        return False
-    return True
 
 
 def _raise(*errors: BaseException | None) -> None:
