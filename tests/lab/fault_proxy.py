@@ -130,9 +130,11 @@ class Exchange:
                 self.keeps_open = False
                 return self._answer
             self._client.send(self._answer.raw)
-        with contextlib.suppress(OSError):  # who refuses early stops reading; the answer says why
-            for piece in self._request_body():
+        for piece in self._request_body():  # ends this exchange when the client is gone: no answer would come
+            try:
                 self._server.send(piece.data)
+            except OSError:  # who refuses early stops reading; the answer says why
+                break
         self._answer = self._server.read_head()
         while self._answer.first_line[1] == "100":  # moto sends a second one
             self._answer = self._server.read_head()
