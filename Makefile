@@ -13,16 +13,16 @@ help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: lab check ## check, then run all tests; as root on Debian that installs what is missing (ARGS: to pytest)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 demo: root lab $(READY) ## show it at work on a private engine, which is gone afterwards
 	@PYTHONPATH=tests:plugin $(BIN)/python tests/demo.py
 
 bench: $(RIVALS) ## measure ours beside its rivals, for some ten minutes (see make bench ARGS=--help)
-	@PYTHONPATH=tests $(BIN)/python -m bench $(ARGS)
+	@PYTHONPATH=tests:plugin $(BIN)/python -m bench $(ARGS)
 
 bench-quick: $(RIVALS) ## the same with a tenth of the work, in less than 3 minutes
-	@PYTHONPATH=tests $(BIN)/python -m bench --quick $(ARGS)
+	@PYTHONPATH=tests:plugin $(BIN)/python -m bench --quick $(ARGS)
 
 fuzz: root $(READY) ## 200,000 hostile requests against the real sidecar (see make fuzz ARGS=--help)
 	@PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)

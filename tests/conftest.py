@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,14 +12,32 @@ from hypothesis import HealthCheck, settings
 
 from lab import postgres, prerequisites
 
+# Whoever runs the tests in the background of a shell has SIGINT ignored, and so would all processes of the tests.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 pytest_plugins = ["lab.s3_fixtures", "lab.catalog_fixtures", "lab.inside_plugin"]
 
 # A busy machine is no fault of the code.
 settings.register_profile("brokervol", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("brokervol")
 
+_TOLD = "told"
+
 # Set in CI: what cannot run here is then a failure, so that a green run means that everything ran.
 _IS_REQUIRED = os.environ.get("BROKERVOL_REQUIRE_SYSTEM") == "1"
+
+
+@pytest.fixture
+def told(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Adds a text, such as a table of outcomes, to what the run prints at its end."""
+    return lambda text: request.node.user_properties.append((_TOLD, text))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    reports = [report for group in ("passed", "failed") for report in terminalreporter.getreports(group)]
+    for text in (text for report in reports for key, text in report.user_properties if key == _TOLD):
+        terminalreporter.write_line(text)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab.namespaces import Host
-from lab.processes import wait_until
+from lab.processes import processor_s, wait_until
 from lab.volume_driver import VolumeDriver, driver_on
 from storage.definitions import Definition, DefinitionStore, utc_now
 from storage.mountinfo import mount_at, read_mounts
@@ -67,12 +67,6 @@ def test_ten_thousand_volumes_are_answered_for_within_a_second_of_the_start(host
             driver.process.kill()
     print(f"first answer after {min(taken):.2f} s, of {', '.join(f'{s:.2f}' for s in taken)}; processor {used}")
     assert min(used) < 1
-
-
-def processor_s(pid: int) -> float:
-    """What a process has used of the processor."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_thousand_mounts_and_unmounts_by_fifty_callers_leave_nothing(host: Host, tmp_path: Path) -> None:

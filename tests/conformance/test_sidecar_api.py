@@ -87,10 +87,6 @@ def assert_problem(answer: Answer, status: int, code: str) -> dict[str, Any]:
     return problem
 
 
-def test_starts_in_well_under_two_seconds(api: Api) -> None:
-    assert api.process.start_s < 2
-
-
 def test_healthz(api: Api) -> None:
     assert api.get("/healthz").json == {"status": "ok"}
 

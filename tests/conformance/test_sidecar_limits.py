@@ -156,12 +156,15 @@ def _is_served(path: str) -> bool:
 
 
 def test_many_at_once_are_all_answered(strict: Running) -> None:
-    def ask(number: int) -> int:
-        with Client(strict.socket_path, 3000 + number % 20) as client:
-            return client.send(HEALTHZ).answer().status
+    def ask_ten_times(uid: int) -> set[int]:
+        found = set()
+        for _ in range(10):
+            with Client(strict.socket_path, uid) as client:
+                found.add(client.send(HEALTHZ).answer().status)
+        return found
 
     with ThreadPoolExecutor(60) as pool:
-        assert set(pool.map(ask, range(600))) == {200}
+        assert set().union(*pool.map(ask_ten_times, range(3000, 3060))) == {200}
 
 
 # Slow clients
@@ -216,7 +219,7 @@ def test_an_answer_that_is_not_read_holds_no_thread_for_long(strict: Running) ->
         for _ in range(2):  # all places that the caller may have in the workspace
             client = stack.enter_context(Client(path))
             client.send(b"GET /v1/workspaces/data/files HTTP/1.1\r\nHost: b\r\n", LINES, b"\r\n")
-            client.wait_until_taken()
+            assert client.socket.recv(1) == b"H", "it is being answered, so it has its place"
         began = time.monotonic()
         assert request(path, "GET", "/v1/workspaces/data").status == 200
         assert 0.5 < time.monotonic() - began < 5
@@ -467,14 +470,17 @@ def _answered(clients: list[Client], timeout_s: float, least: int) -> list[Clien
     return found
 
 
+_ROUNDS = 8
+
+
 def assert_undisturbed(quiet: Running, disturbed: Running, uid: int) -> None:
     """Small requests take as long in both: p99 below twice the quiet one, of samples taken in turn.
 
     Below 5 ms the machine's own noise is larger than what is looked for, and a busy machine only ever adds: the
-    best of three rounds counts.
+    best of some rounds counts.
     """
     ratios = []
-    for _ in range(3):
+    for _ in range(_ROUNDS):
         samples: dict[Running, list[float]] = {quiet: [], disturbed: []}
         for target in ["/v1/workspaces/live/files", "/v1/workspaces/live/catalog"] * 150:
             for process, taken in samples.items():

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 _START_TIMEOUT_S = 20
@@ -97,3 +98,9 @@ def wait_until(is_so: Callable[[], bool], what: str, timeout_s: float = 20) -> N
     while not is_so():
         assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
         time.sleep(_POLL_S)
+
+
+def processor_s(pid: int) -> float:
+    """What a process has used of the processor."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -82,17 +82,6 @@ def engine(engine: Engine) -> Engine:
     return engine
 
 
-@pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Callable[[str, Table], None]:
-    """Prints a table into the output of the test run, captured or not."""
-
-    def tell(title: str, table: Table) -> None:
-        with capsys.disabled():
-            print("", markdown(title, table), sep="\n")
-
-    return tell
-
-
 def _assert_table(table: Table, expected: Outcomes) -> None:
     assert {operation: tuple(cell.outcome for cell in row) for operation, row in table.items()} == expected
     for operation, row in table.items():
@@ -100,10 +89,10 @@ def _assert_table(table: Table, expected: Outcomes) -> None:
             assert cell.is_done in (None, cell.outcome.startswith("20")), (operation, cell)
 
 
-def test_callers_of_a_workspace_of_the_host(engine: Engine, told: Callable[[str, Table], None]) -> None:
+def test_callers_of_a_workspace_of_the_host(engine: Engine, told: Callable[[str], None]) -> None:
     with host_site(engine) as site:
         table = site.table(HOST_ROWS)
-        told("host", table)
+        told(markdown("host", table))
         _assert_table(table, HOST)
         owners = {path: (found.stat().st_uid, found.stat().st_gid) for path, found in site.stored().items()}
         for key, user in (("root", 0), ("user", USER)):
@@ -131,11 +120,11 @@ def test_callers_of_a_bucket(
     engine: Engine,
     seaweedfs: S3Server,
     new_bucket: Callable[[S3Server], str],
-    told: Callable[[str, Table], None],
+    told: Callable[[str], None],
 ) -> None:
     site = s3_site(engine, seaweedfs, new_bucket(seaweedfs))
     table = site.table(S3_ROWS)
-    told("S3", table)
+    told(markdown("S3", table))
     _assert_table(table, S3)
     assert [cell.text for cell in table["content GET"][:3]] == ["public"] * 3
     stored = site.stored()

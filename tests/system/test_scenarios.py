@@ -158,9 +158,10 @@ def power_cut(site: Site) -> None:
     site.engine.client.volumes.create("last", driver=PLUGIN, driver_opts={"host_path": str(site.directory)})
     pids, state = site.engine.plugin_pids(PLUGIN), site.state
     site.engine.kill()
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # none may see another's end, and end orderly itself
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
     for file in ("definitions.sqlite-wal", "mounts.sqlite-wal"):
         os.truncate(state / file, max(0, (state / file).stat().st_size - 1000))
     site.engine.start()
@@ -181,7 +182,7 @@ SCENARIOS: dict[str, tuple[Callable[[Site], None], bool, bool]] = {
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_scenario(quick_engine: Engine, directory: Path, name: str) -> None:
+def test_scenario(quick_engine: Engine, directory: Path, name: str, told: Callable[[str], None]) -> None:
     happens, live_restore, concerns_local = SCENARIOS[name]
     if quick_engine.live_restore is not live_restore:
         quick_engine.live_restore = live_restore
@@ -190,12 +191,12 @@ def test_scenario(quick_engine: Engine, directory: Path, name: str) -> None:
     happens(site)
     ours, local = site.outcome("ours"), site.outcome("local")
     row = f"| {name} | {ours} | {local if concerns_local else 'not concerned'} |"
-    print(row)
+    told(row)
     assert (ours.new, ours.removal, ours.left) == ("reads", "removed", "nothing left")
     assert row in PAGE
 
 
-def test_machine_rebooted(directory: Path, tmp_path: Path) -> None:
+def test_machine_rebooted(directory: Path, tmp_path: Path, told: Callable[[str], None]) -> None:
     """Another kernel, with the state of a driver that was killed: another boot id, and all mounts are gone."""
     host = Host(tmp_path / "host")
     (host.files / "srv/data").mkdir(parents=True)
@@ -212,11 +213,11 @@ def test_machine_rebooted(directory: Path, tmp_path: Path) -> None:
     with uml.Machine(_rebooted(root, files)).ran(120) as out:
         result = out / "result"
         assert result.exists(), "the machine did not come to its end"
-        told = json.loads(result.read_text())
-    outcome = Outcome(told["running"], told["new"], told["removal"], told["left"])
+        found = json.loads(result.read_text())
+    outcome = Outcome(found["running"], found["new"], found["removal"], found["left"])
     row = f"| machine rebooted | {outcome} | as ours |"
-    print(row)
-    assert told["dropped"] == "the machine was restarted"
+    told(row)
+    assert found["dropped"] == "the machine was restarted"
     assert (outcome.new, outcome.removal, outcome.left) == ("reads", "removed", "nothing left")
     assert row in PAGE
 

@@ -19,7 +19,8 @@ from storage.models import ScaleFile, use_catalog
 
 
 @pytest.fixture
-def records(tmp_path: Path) -> Iterator[Catalog]:
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Catalog]:
+    monkeypatch.setattr(journal, "_process", journal._Process())  # other tests abandon intents in their "w"
     opened = catalog.configure(f"sqlite:///{tmp_path}/c.sqlite")
     yield opened
     use_catalog(None)

@@ -272,8 +272,8 @@ def test_a_signal_while_a_child_waits_for_its_restart_ends_it_all() -> None:
 def test_children_die_with_a_killed_supervisor() -> None:
     with supervise(python(CHILD), python(CHILD)) as supervised:
         pids = [supervised.event("started")["pid"] for _ in range(2)]
-        supervised.word("up")
-        supervised.word("up")
+        while supervised.said.count("up") < 2:  # the first child may say so before the second is started
+            supervised.word("up")
         with watching(pids[0]) as first, watching(pids[1]) as second:
             supervised.process.kill()
             wait_for_end(first)
