@@ -33,7 +33,7 @@ RUN set -eu; \
     mkdir -p usr/lib64; \
     find usr -name '*.so' | xargs ldd /usr/bin/python3.11 | sed -n 's/.*[[:space:]]\(\/[^ ]*\) (0x.*/\1/p' | sort -u \
         | grep -v ^/root-fs/ | xargs cp -L --parents -t .; \
-    chroot . /usr/bin/python3 -c 'import ctypes, msgspec, psycopg, sqlite3, ssl; \
+    chroot . /usr/bin/python3 -c 'import ctypes, msgspec, psycopg, pyroute2, sqlite3, ssl; \
         import boto3, obstore.store; boto3.client("s3", "x"); obstore.store.S3Store("b", region="x")'; \
     python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash -s /root-fs -p / usr
 COPY brokervol usr/local/lib/python3.11/dist-packages

@@ -99,6 +99,21 @@ def mount_id(fd: int) -> int:
     return int(ctypes.c_uint64.from_buffer(buffer, _OFFSET_OF_MNT_ID).value)
 
 
+_AT_STATX_FORCE_SYNC = 0x2000
+_STATX_BASIC_STATS = 0x7FF
+
+
+def check_known(fd: int) -> None:
+    """See to it that the server of a network file system knows the file of `fd`, which may be O_PATH; no cache.
+
+    Raises:
+        OSError: ESTALE where it does not any more.
+    """
+    flags, mask = ctypes.c_int(AT_EMPTY_PATH | _AT_STATX_FORCE_SYNC), ctypes.c_uint(_STATX_BASIC_STATS)
+    here, buffer = ctypes.c_char_p(b""), ctypes.create_string_buffer(256)
+    syscall(_SYS_STATX, ctypes.c_int(fd), here, flags, mask, buffer)
+
+
 class _OwnProcess:
     """/proc/self, held open: a thread with a caller's identity may not be able to walk there from `/`.
 
@@ -332,6 +347,7 @@ def set_thread_groups(groups: Sequence[int]) -> None:
 
 _SO_PEERGROUPS = 59  # asm-generic/socket.h
 _MOST_GROUPS = 65536  # NGROUPS_MAX
+_MANY_GROUPS = 256
 
 
 def peer_credentials(connected: socket.socket) -> tuple[int, int, int]:
@@ -345,12 +361,16 @@ def peer_groups(socket_fd: int) -> tuple[int, ...]:
 
     `socket.getsockopt` would do, but takes no answer above 1024 bytes: 256 groups.
     """
-    buffer = (ctypes.c_uint32 * _MOST_GROUPS)()
-    length = ctypes.c_uint32(ctypes.sizeof(buffer))
     level, option = ctypes.c_int(socket.SOL_SOCKET), ctypes.c_int(_SO_PEERGROUPS)
-    if _libc.getsockopt(ctypes.c_int(socket_fd), level, option, buffer, ctypes.byref(length)) != 0:
-        _raise_errno("getsockopt SO_PEERGROUPS")
-    return tuple(buffer[: length.value // ctypes.sizeof(ctypes.c_uint32)])
+    most = _MANY_GROUPS
+    while True:
+        buffer = (ctypes.c_uint32 * most)()
+        length = ctypes.c_uint32(ctypes.sizeof(buffer))
+        if _libc.getsockopt(ctypes.c_int(socket_fd), level, option, buffer, ctypes.byref(length)) == 0:
+            return tuple(buffer[: length.value // ctypes.sizeof(ctypes.c_uint32)])
+        if ctypes.get_errno() != errno.ERANGE or most == _MOST_GROUPS:
+            _raise_errno("getsockopt SO_PEERGROUPS")
+        most = _MOST_GROUPS
 
 
 def _prctl(option: int, value: int) -> None:

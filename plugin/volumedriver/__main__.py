@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,19 +18,24 @@ from storage.definitions import definitions_path, mountpoint
 from storage.mountinfo import read_mounts
 from volumedriver.api import create_app, refusal
 from volumedriver.driver import Driver, Parts
-from volumedriver.errors import DriverError, reason
+from volumedriver.errors import DriverError, NfsServerRefused, reason
 from volumedriver.holders import Namespaces
+from volumedriver.holds import Holds
 from volumedriver.hostfs import follow_host
 from volumedriver.hostpaths import HostDirectories
 from volumedriver.mending import opened_definitions, opened_references
+from volumedriver.metrics import Metrics
 from volumedriver.mounter import KernelMounter
-from volumedriver.nfs import LONGEST_TIMEOUT_S, TIMEOUT_S, NfsMounts
+from volumedriver.nfs import LONGEST_TIMEOUT_S, TIMEOUT_S, NfsMounts, NfsSource
 from volumedriver.nfs_policy import NfsServerPolicy
 from volumedriver.nfs_policy import parse_allowed as parse_allowed_servers
+from volumedriver.nfs_probes import Prober
+from volumedriver.nfs_servers import BOOT_S, MOST_DOUBTFUL, PROBE_INTERVAL_S, Servers
 from volumedriver.options import NfsOptions
 from volumedriver.policy import HostPathPolicy, host_views, owned_directories, parse_allowed
 from volumedriver.reconcile import GRACE_S, Reconciler, Timer
 from volumedriver.sources import Sources
+from volumedriver.status import Status
 from volumedriver.store import sole_user
 from volumedriver.workers import Workers
 
@@ -42,7 +47,54 @@ log = structlog.get_logger()
 _LONGEST_S = 86400
 
 # Only the engine calls. It keeps connections open for reuse, and forgets a volume when a Get is refused.
-_LIMITS = Limits(requests=64, wait_s=3600, idle_s=3600)
+# The flag, its environment variable, the default, and what --help says.
+_OPTIONS = (
+    ("--socket", "BROKERVOL_SOCKET", "/run/docker/plugins/brokervol.sock", "the socket to listen on"),
+    ("--root", "BROKERVOL_ROOT", "/var/lib/brokervol", "the directory of mountpoints and state"),
+    ("--hostfs", "BROKERVOL_HOSTFS", "/", "where the host's root directory is visible"),
+    (
+        "--allowed-host-paths",
+        "ALLOWED_HOST_PATHS",
+        "",
+        "the only host directories to give out, separated by colons or commas; empty: all that are not refused",
+    ),
+    (
+        "--allowed-nfs-servers",
+        "ALLOWED_NFS_SERVERS",
+        "",
+        "the only NFS servers to mount from: names, addresses, networks, with or without :/directory; empty: all",
+    ),
+    ("--nfs-mount-timeout-s", "NFS_MOUNT_TIMEOUT_S", f"{TIMEOUT_S}", "seconds an NFS mount may take, 1 to 24"),
+    (
+        "--nfs-probe-s",
+        "NFS_PROBE_S",
+        f"{PROBE_INTERVAL_S:g}",
+        "seconds between probes of an NFS server that is in use and answers, 1 to 3600",
+    ),
+    (
+        "--nfs-boot-s",
+        "NFS_BOOT_S",
+        f"{BOOT_S:g}",
+        "for so many seconds after the host's boot a mount waits for an NFS server that is not there, 0 to 3600",
+    ),
+    (
+        "--reconcile-s",
+        "BROKERVOL_RECONCILE_S",
+        "60",
+        "seconds between looks at what is mounted and used; 0: only at start",
+    ),
+    (
+        "--reference-grace-s",
+        "BROKERVOL_REFERENCE_GRACE_S",
+        f"{GRACE_S:g}",
+        "seconds that unused mounts of a killed engine stay",
+    ),
+    ("--log-level", "LOG_LEVEL", "info", "debug, info, warning or error"),
+)
+
+# Threads are made on demand; that there are twice as many as mounts may wait for NFS servers of which nobody knows
+# whether they are well leaves room for all other calls.
+_LIMITS = Limits(requests=2 * MOST_DOUBTFUL, wait_s=3600, idle_s=3600)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,27 +130,42 @@ def _serve(options: argparse.Namespace) -> None:
         definitions = stack.enter_context(opened_definitions(definitions_path(root)))
         references = opened_references(os.path.join(state, "mounts.sqlite"))
         stack.callback(references.close)
+        servers = Servers(boot_s=options.nfs_boot_s, interval_s=options.nfs_probe_s)
         workers = Workers()
         stack.callback(workers.close)
+        mounts = NfsMounts(workers, options.nfs_mount_timeout_s, servers)
+        nfs_policy = NfsServerPolicy(options.allowed_nfs_servers)
         parts = Parts(
             root=root,
             definitions=definitions,
             references=references,
-            mounter=KernelMounter(NfsMounts(workers, options.nfs_mount_timeout_s)),
-            sources=Sources(hosts, _policy(options, root), root, NfsServerPolicy(options.allowed_nfs_servers)),
+            mounter=KernelMounter(mounts, Holds(workers)),
+            sources=Sources(hosts, _policy(options, root), root, nfs_policy),
             holders=Namespaces(),
             boot_id=_boot_id(),
         )
         driver = Driver(parts)
         if any(isinstance(volume.options, NfsOptions) for volume in driver.list()):
             workers.prepare()
+        prober = Prober(servers, mounts, lambda: _mounted(driver, nfs_policy))
+        stack.callback(prober.close)
+        prober.start()
         timer = Timer(Reconciler(driver, parts, grace_s=options.reference_grace_s), options.reconcile_s)
         stack.callback(timer.stop)
         timer.start()
-        server.wsgi_app = create_app(driver)
+        status = Status(driver, servers, workers, root)
+        server.wsgi_app = create_app(driver, servers, status, Metrics(status))
         log.info("serving", volumes=len(driver.list()), root=root, hostfs=options.hostfs)
         server.run()
         log.info("stopped")
+
+
+def _mounted(driver: Driver, policy: NfsServerPolicy) -> Iterator[NfsSource]:
+    """The NFS volumes that are mounted."""
+    for volume in driver.list():
+        if volume.is_mounted and isinstance(volume.options, NfsOptions):
+            with contextlib.suppress(NfsServerRefused):
+                yield NfsSource(volume.options, policy.networks(volume.options.place))
 
 
 def _prepared(root: str) -> str:
@@ -154,50 +221,22 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="Each option may be given by the environment variable in brackets instead.",
     )
 
-    def add(flag: str, variable: str, default: str, text: str) -> None:
+    for flag, variable, default, text in _OPTIONS:
         parser.add_argument(
             flag,
             default=os.environ.get(variable) or default,
             metavar=flag.rpartition("-")[2].upper(),
             help=f"{text} [{variable}] (default: {default or 'empty'})",
         )
-
-    add("--socket", "BROKERVOL_SOCKET", "/run/docker/plugins/brokervol.sock", "the socket to listen on")
-    add("--root", "BROKERVOL_ROOT", "/var/lib/brokervol", "the directory of mountpoints and state")
-    add("--hostfs", "BROKERVOL_HOSTFS", "/", "where the host's root directory is visible")
-    add(
-        "--allowed-host-paths",
-        "ALLOWED_HOST_PATHS",
-        "",
-        "the only host directories to give out, separated by colons or commas; empty: all that are not refused",
-    )
-    add(
-        "--allowed-nfs-servers",
-        "ALLOWED_NFS_SERVERS",
-        "",
-        "the only NFS servers to mount from: names, addresses, networks, each with or without :/directory,"
-        " separated by commas or spaces; empty: all",
-    )
-    add("--nfs-mount-timeout-s", "NFS_MOUNT_TIMEOUT_S", f"{TIMEOUT_S}", "seconds an NFS mount may take, 1 to 24")
-    add(
-        "--reconcile-s",
-        "BROKERVOL_RECONCILE_S",
-        "60",
-        "seconds between looks at what is mounted and used; 0: only at start",
-    )
-    add(
-        "--reference-grace-s",
-        "BROKERVOL_REFERENCE_GRACE_S",
-        f"{GRACE_S:g}",
-        "seconds that unused mounts of a killed engine stay",
-    )
-    add("--log-level", "LOG_LEVEL", "info", "debug, info, warning or error")
     options = parser.parse_args(argv)
-    for name, least in (("reconcile_s", 0), ("reference_grace_s", 1)):
-        setattr(options, name, _seconds(parser, name, getattr(options, name), least))
-    options.nfs_mount_timeout_s = _seconds(
-        parser, "nfs_mount_timeout_s", options.nfs_mount_timeout_s, 1, LONGEST_TIMEOUT_S
-    )
+    for name, least, most in (
+        ("reconcile_s", 0, _LONGEST_S),
+        ("reference_grace_s", 1, _LONGEST_S),
+        ("nfs_mount_timeout_s", 1, LONGEST_TIMEOUT_S),
+        ("nfs_probe_s", 1, 3600),
+        ("nfs_boot_s", 0, 3600),
+    ):
+        setattr(options, name, _seconds(parser, name, getattr(options, name), least, most))
     try:
         options.allowed_host_paths = parse_allowed(options.allowed_host_paths)
         options.allowed_nfs_servers = parse_allowed_servers(options.allowed_nfs_servers)
@@ -208,7 +247,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _seconds(parser: argparse.ArgumentParser, name: str, text: str, least: int, most: int = _LONGEST_S) -> float:
+def _seconds(parser: argparse.ArgumentParser, name: str, text: str, least: int, most: int) -> float:
     if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
         parser.error(f"--{name.replace('_', '-')} {text} is not accepted: whole seconds, {least} to {most}")
     return float(text)

@@ -7,22 +7,29 @@ after a transport error the body is empty: that is refused, never taken for a vo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 import structlog
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from storage import linux
 from volumedriver.driver import Driver
 from volumedriver.engines import Engine, engine_of
 from volumedriver.errors import STATUS, DriverError, InvalidRequest
+from volumedriver.health import ServerHealth, State
+from volumedriver.metrics import CONTENT_TYPE, Metrics
+from volumedriver.nfs_servers import Servers
+from volumedriver.options import NfsOptions
+from volumedriver.status import Status
 from volumedriver.volume import Volume
 
 log = structlog.get_logger()
 
+STATUS_PATH, METRICS_PATH = "/brokervol/status", "/metrics"
 MAX_BODY_BYTES = 16 * 1024 * 1024
 _CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
 _KINDS = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
@@ -32,16 +39,21 @@ Body = dict[str, Any]
 Call = Callable[[], Body]
 
 
-def create_app(driver: Driver) -> Flask:
-    """The WSGI application that serves `driver`."""
+def create_app(driver: Driver, servers: Servers, status: Status, metrics: Metrics) -> Flask:
+    """The WSGI application that serves `driver`, tells what is known of NFS `servers` and its `status`, and counts
+    calls in `metrics`.
+    """
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
-    calls = _Calls(driver)
+    calls = _Calls(driver, servers)
     for path, call in calls.table().items():
         app.add_url_rule(
             path, endpoint=path, view_func=_answering(call), methods=["POST"], provide_automatic_options=False
         )
+    for path, view in _told(status, metrics).items():
+        app.add_url_rule(path, endpoint=path, view_func=view, methods=["GET"], provide_automatic_options=False)
+    _count(app, metrics, {path: path.rpartition(".")[2] for path in calls.table()})
     app.register_error_handler(DriverError, _driver_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected_error)
@@ -54,11 +66,37 @@ def refusal(status: int, sentence: str) -> tuple[str, bytes]:
     return _CONTENT_TYPE, json.dumps({"Err": error}).encode("ascii")
 
 
+def _told(status: Status, metrics: Metrics) -> dict[str, Callable[[], Response]]:
+    """What whoever watches over the driver may ask, beside the protocol."""
+    return {
+        STATUS_PATH: lambda: Response(msgspec.json.encode(status.report()), content_type="application/json"),
+        METRICS_PATH: lambda: Response(metrics.text(), content_type=CONTENT_TYPE),
+    }
+
+
+def _count(app: Flask, metrics: Metrics, calls: Mapping[str, str]) -> None:
+    """Have each call of the protocol, `calls` by path, counted: refusals and failures too."""
+    metrics.expect(calls.values())
+
+    @app.before_request
+    def began() -> None:
+        if (call := calls.get(request.path)) is not None:
+            g.began = time.perf_counter()
+            metrics.began(call)
+
+    @app.after_request
+    def ended(response: Response) -> Response:
+        if (call := calls.get(request.path)) is not None:
+            metrics.ended(call, response.status_code, time.perf_counter() - g.began)
+        return response
+
+
 class _Calls:
     """One method a call: reads the fields, asks the driver, names the result."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, servers: Servers) -> None:
         self._driver = driver
+        self._servers = servers
 
     def table(self) -> dict[str, Call]:
         return {
@@ -106,19 +144,31 @@ class _Calls:
         return {"Mountpoint": _mountpoint(self._driver.get(_text(_body(), "Name")))}
 
     def get(self) -> Body:
-        return {"Volume": _described(self._driver.get(_text(_body(), "Name")))}
+        return {"Volume": self._described(self._driver.get(_text(_body(), "Name")))}
 
     def list(self) -> Body:
-        return {"Volumes": [_described(volume) for volume in self._driver.list()]}
+        return {"Volumes": [self._described(volume) for volume in self._driver.list()]}
+
+    def _described(self, volume: Volume) -> Body:
+        status: Body = {**volume.options.effective, "references": sum(volume.references.values())}
+        if isinstance(volume.options, NfsOptions):
+            status |= _health(volume.stale, self._servers.health(volume.options))
+        return {
+            "Name": volume.name,
+            "Mountpoint": _mountpoint(volume),
+            "CreatedAt": volume.created.isoformat(),
+            "Status": status,
+        }
 
 
-def _described(volume: Volume) -> Body:
-    return {
-        "Name": volume.name,
-        "Mountpoint": _mountpoint(volume),
-        "CreatedAt": volume.created.isoformat(),
-        "Status": {**volume.options.effective, "references": sum(volume.references.values())},
-    }
+def _health(stale: str, server: ServerHealth | None) -> Body:
+    """How an NFS volume does, in a word, and why."""
+    if stale:
+        return {"health": "stale", "health_reason": stale}
+    if server is None:
+        return {"health": State.UNKNOWN, "health_reason": "no volume of this server is mounted"}
+    since = f" since {server.since:%Y-%m-%dT%H:%M:%SZ}" if server.state is State.UNREACHABLE else ""
+    return {"health": server.state + since, "health_reason": server.reason}
 
 
 def _mountpoint(volume: Volume) -> str:
@@ -193,10 +243,14 @@ def _driver_error(error: DriverError) -> Response:
 def _http_error(error: HTTPException) -> Response:
     facts = {
         404: f"there is no call {request.path[:100]!r} here: this is a volume driver",
-        405: f"{request.path} is called with POST, not {request.method[:20]}",
+        405: f"{request.path} is called with {_method(request.path)}, not {request.method[:20]}",
     }
     status = error.code or 500
     return _response({"Err": facts.get(status, error.description or error.name)}, status)
+
+
+def _method(path: str) -> str:
+    return "GET" if path in {STATUS_PATH, METRICS_PATH} else "POST"
 
 
 def _unexpected_error(_: Exception) -> Response:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -20,10 +20,10 @@ import structlog
 
 from storage.definitions import AlreadyDefined, Definition, DefinitionStore, mountpoint, utc_now
 from volumedriver import options as volume_options
-from volumedriver.engines import Engine
+from volumedriver import stale
+from volumedriver.engines import Engine, is_alive
 from volumedriver.errors import (
     DriverError,
-    MountFailed,
     StateUnavailable,
     VolumeBusy,
     VolumeConflict,
@@ -31,10 +31,11 @@ from volumedriver.errors import (
     VolumeNotFound,
     quoted,
 )
-from volumedriver.holders import Holders, Wanted
+from volumedriver.holders import Hold, Holders, Wanted
 from volumedriver.locks import NamedLocks
 from volumedriver.mounter import Mounter
 from volumedriver.options import UnusableOptions, VolumeOptions
+from volumedriver.publication import Publication
 from volumedriver.recovery import Scene, recover, settle_intents
 from volumedriver.sources import Sources
 from volumedriver.store import Intent, ReferenceStore, Verb, state_errors
@@ -59,6 +60,7 @@ class Parts:
     holders: Holders
     boot_id: str
     lock_timeout_s: float = LOCK_TIMEOUT_S
+    is_alive: Callable[[Engine], bool] = is_alive
 
 
 class Driver:
@@ -72,7 +74,9 @@ class Driver:
         self._parts = parts
         self._locks = NamedLocks(parts.lock_timeout_s)
         self._registry = threading.Lock()
+        self._publication = Publication(parts.mounter, parts.sources, parts.holders)
         self._unfinished: list[Definition] = []
+        self._unsettled: set[str] = set()
         self._version = 0
         self._volumes = self._recovered()
 
@@ -107,14 +111,13 @@ class Driver:
             volume = self.get(name)
             if volume.references:
                 self._refuse_held(volume)
-            with self._intended(name, Verb.REMOVE):
-                self._parts.mounter.unmount(volume.mountpoint)
-                self._parts.references.drop(name)
-                self._put(replace(volume, references={}))
-                with self._definition_errors():
-                    self._parts.definitions.remove(name)
-                with self._registry:
-                    del self._volumes[name]
+            self._parts.mounter.unmount(volume.mountpoint)
+            self._parts.references.drop(name)
+            self._put(replace(volume, references={}, stale=""))
+            with self._definition_errors():  # what was before it is undone by nothing, and needs no intent
+                self._parts.definitions.remove(name)
+            with self._registry:
+                del self._volumes[name]
         log.info("volume removed", volume=name)
 
     def mount(self, name: str, mount_id: str, engine: Engine | None = None) -> str:
@@ -129,16 +132,20 @@ class Driver:
         check_mount_id(mount_id)
         deadline = time.monotonic() + _MOUNT_S
         with self._locks.held(name):
-            volume = self.get(name)
+            volume = self._without_former(self.get(name), mount_id, engine)
             count = volume.references.get(mount_id, 0)
+            is_stale = self._publication.is_stale(volume)
             with (
                 self._intended(name, Verb.MOUNT, mount_id=mount_id, count=count),
-                self._published(volume, deadline) as shown,
+                self._published(volume, deadline, anew=is_stale) as shown,
             ):
                 if shown != volume.shown:
                     self._parts.references.set_shown(name, shown)
                 self._parts.references.set(name, mount_id, count + 1, engine)
-            self._put(replace(volume, references={**volume.references, mount_id: count + 1}, shown=shown))
+            mounted = replace(volume, references={**volume.references, mount_id: count + 1}, shown=shown)
+            self._put(mounted)
+            if is_stale and (holds := self._publication.stale_holds(volume.shown, shown)) is not None:
+                self._put(stale.noted(mounted, holds))
         log.info("volume mounted", volume=name, id=mount_id[:_SHOWN_ID_LENGTH])
         return volume.mountpoint
 
@@ -149,6 +156,8 @@ class Driver:
         """
         with self._locks.held(name):
             volume = self._find(name)
+            if volume is not None and mount_id not in volume.references:
+                mount_id = _former(mount_id)
             if volume is None or mount_id not in volume.references:
                 log.info("nothing to unmount", volume=quoted(name), id=mount_id[:_SHOWN_ID_LENGTH])
                 return
@@ -187,7 +196,7 @@ class Driver:
                 return
             if not volume.references:
                 self._parts.mounter.unmount(volume.mountpoint)
-            elif (shown := self._ensure_mounted(volume)) != volume.shown:
+            elif (shown := self._publication.ensure(volume)) != volume.shown:
                 self._parts.references.set_shown(name, shown)
                 self._put(replace(volume, shown=shown))
             recorded = self._parts.references.load().get(name, {})
@@ -209,6 +218,17 @@ class Driver:
                 log.warning("reference dropped", volume=name, id=mount_id[:_SHOWN_ID_LENGTH], reason=reason)
                 self._release(volume, mount_id, 0)
 
+    def note_stale(self, name: str, holds: Sequence[Hold]) -> None:
+        """Take down who has a stale mount of a volume, perhaps nobody any more.
+
+        Raises:
+            VolumeBusy: a call for the volume is under way.
+        """
+        with self._locks.held(name, timeout_s=0):
+            volume = self._find(name)
+            if volume is not None and volume.references:
+                self._put(stale.noted(volume, holds))
+
     def learn(self) -> None:
         """Learn of the volumes that another process has defined since (`brokervol volumes import`).
 
@@ -228,7 +248,13 @@ class Driver:
         self._version = version
 
     def finish(self) -> None:
-        """Finish the Creates that an earlier process died in, or undo those that cannot be."""
+        """Finish the Creates that an earlier process died in, or undo those that cannot be.
+
+        What could not be settled is settled, before a start takes it for cut short.
+        """
+        for name in [*self._unsettled]:
+            with contextlib.suppress(VolumeBusy), self._locks.held(name, timeout_s=0):
+                self._settle(name)
         while self._unfinished:
             definition = self._unfinished[-1]
             try:
@@ -284,13 +310,18 @@ class Driver:
         try:
             yield
         finally:
-            with _tolerating_unwritten_state(name):
-                self._parts.references.settle(name)
+            self._settle(name)
+
+    def _settle(self, name: str) -> None:
+        self._unsettled.add(name)
+        with _tolerating_unwritten_state(name):
+            self._parts.references.settle(name)
+            self._unsettled.discard(name)
 
     @contextlib.contextmanager
-    def _published(self, volume: Volume, deadline: float) -> Iterator[Shown]:
+    def _published(self, volume: Volume, deadline: float, *, anew: bool) -> Iterator[Shown]:
         """See to it that the volume is mounted. If the body fails, what nobody held before is unmounted again."""
-        shown = self._ensure_mounted(volume, deadline)
+        shown = self._publication.ensure(volume, deadline, anew=anew)
         try:
             yield shown
         except BaseException:
@@ -298,20 +329,23 @@ class Driver:
                 self._parts.mounter.unmount(volume.mountpoint)
             raise
 
-    def _ensure_mounted(self, volume: Volume, deadline: float | None = None) -> Shown:
-        mounter = self._parts.mounter
-        layers = mounter.shown(volume.mountpoint)
-        if volume.references and _are_ours(layers, volume.shown):
-            return layers[-1]
-        if layers:  # left by an unmount that failed, or put there by somebody else: never mount on top of it
-            log.warning("unmounting", mountpoint=volume.mountpoint, reason="this is not what was mounted here")
-            mounter.unmount(volume.mountpoint)
-        with self._parts.sources.opened(volume.options, deadline) as source:
-            mounter.mount(source, volume.mountpoint, read_only=volume.options.read_only)
-        layers = mounter.shown(volume.mountpoint)
-        if not layers:
-            raise MountFailed(f"{volume.mountpoint} was unmounted by somebody else at once")
-        return layers[-1]
+    def _without_former(self, volume: Volume, mount_id: str, engine: Engine | None) -> Volume:
+        """Set apart what `mount_id` has from an engine that was killed: it may never give that back.
+
+        An engine keeps the ID with the container. The next one asks with it for a container that is started again,
+        and gives back what it asked for; or, with live-restore, what the former one did.
+        """
+        count = volume.references.get(mount_id, 0)
+        before = self._parts.references.engine(volume.name, mount_id) if count else None
+        if before is None or before == engine or self._parts.is_alive(before):
+            return volume
+        former = _former(mount_id)
+        references = {**volume.references, former: volume.references.get(former, 0) + count}
+        del references[mount_id]
+        self._parts.references.set_apart(volume.name, mount_id, former)
+        log.info("references set apart", volume=volume.name, id=mount_id[:_SHOWN_ID_LENGTH], engine=before.pid)
+        self._put(volume := replace(volume, references=references))
+        return volume
 
     def _release(self, volume: Volume, mount_id: str, count: int) -> int:
         """Leave `count` references to `mount_id`; returns how many IDs hold the volume then.
@@ -323,19 +357,20 @@ class Driver:
             del remaining[mount_id]
         with _tolerating_unwritten_state(volume.name):
             self._parts.references.set(volume.name, mount_id, count)
-        self._put(replace(volume, references=remaining))
+        self._put(replace(volume, references=remaining, stale=volume.stale if remaining else ""))
         if not remaining:
             self._parts.mounter.unmount(volume.mountpoint)
         return len(remaining)
 
     def _refuse_held(self, volume: Volume) -> None:
-        wanted = Wanted(volume.shown, volume.options.host_path) if volume.shown is not None else None
-        pids = self._parts.holders.of(wanted) if wanted is not None else []
-        shown = ", ".join(sorted(mount_id[:_SHOWN_ID_LENGTH] for mount_id in volume.references))
-        if pids:
-            log.info("removal refused", volume=volume.name, references=shown, processes=pids)
-            raise VolumeInUse(f"remove {volume.name}: volume is in use - [{shown}]")
-        log.warning("references dropped", volume=volume.name, references=shown, reason="no process holds them")
+        shown = self._publication.shown(volume)
+        wanted = {volume.name: Wanted(shown, volume.options.host_path)} if shown is not None else {}
+        holds = self._parts.holders.held(wanted).get(volume.name, ())
+        ids = ", ".join(sorted(mount_id[:_SHOWN_ID_LENGTH] for mount_id in volume.references))
+        if holds:
+            log.info("removal refused", volume=volume.name, references=ids, processes=[hold.pid for hold in holds])
+            raise VolumeInUse(f"remove {volume.name}: volume is in use - [{ids}]")
+        log.warning("references dropped", volume=volume.name, references=ids, reason="no process holds them")
 
     def _definition_errors(self) -> AbstractContextManager[None]:
         return state_errors("the definitions")
@@ -348,7 +383,7 @@ class Driver:
 
     def _recovered(self) -> dict[str, Volume]:
         with self._definition_errors():
-            self._unfinished = settle_intents(self._parts.references, self._parts.definitions)
+            self._unfinished = settle_intents(self._parts.references)
             self._version = self._parts.definitions.version()
             definitions = self._parts.definitions.load()
         volumes = {definition.name: self._defined(definition) for definition in definitions}
@@ -360,11 +395,8 @@ class Driver:
         return volumes
 
 
-def _are_ours(layers: list[Shown], expected: Shown | None) -> bool:
-    """Whether what is mounted is what was: nothing else, nothing more. Its directory may have been renamed."""
-    if len({*layers}) != 1:
-        return False
-    return expected in (None, layers[0]) or expected.is_renamed(layers[0])
+def _former(mount_id: str) -> str:
+    return f"former {mount_id}"
 
 
 @contextlib.contextmanager

@@ -10,14 +10,15 @@ volume, which it got before a new one was made. Kinds of mount that show that to
 * the same again below a place where a container was given the host's root (`/hostfs`, a monitoring agent);
 * the files that the engine puts into every container, where the volume is a directory that has them in it.
 
-Whoever mounts the same host directory without the volume counts as a holder: we would rather refuse to remove.
+Whoever mounts the same directory without the volume counts as a holder: we would rather refuse to remove. Of an
+NFS export the server's name and the path count, not the device: mounted anew it may be another one.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from storage.mountinfo import Mount, mount_at, parse_mounts, read_mounts
@@ -25,6 +26,8 @@ from volumedriver.volume import SOURCE_OF_TOKENS, Shown
 
 _MOUNTPOINT = re.compile(r"/volumes/[0-9a-f]{40}$")  # as storage.definitions.mountpoint makes them
 _OF_THE_ENGINE = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
+_NFS_TYPES = frozenset(("nfs", "nfs4"))
+_OF_ANY_DEVICE = (f" {SOURCE_OF_TOKENS}".encode(), b" - nfs")  # in lines of mountinfo
 
 
 class Wanted(NamedTuple):
@@ -34,14 +37,26 @@ class Wanted(NamedTuple):
     host_path: str | None
 
 
+class Hold(NamedTuple):
+    """Where a volume is held: a mount in the mount namespace of process `pid`, 0 for this process's own."""
+
+    pid: int
+    mountpoint: str
+    mount_id: int
+    device: str
+
+
+Held = Mapping[str, Sequence[Hold]]
+"""By the names of those volumes that are held."""
+
+
 class Holders(Protocol):
     """Tells who holds volumes."""
 
-    def of(self, wanted: Wanted) -> list[int]:
-        """A process of each mount namespace, other than this process's, that holds the volume."""
-
-    def held(self, wanted: Mapping[str, Wanted]) -> set[str]:
-        """Those of the volumes, by name, that somebody holds. Cheaper than asking for each."""
+    def held(self, wanted: Mapping[str, Wanted]) -> Held:
+        """Those of the volumes that somebody other than this process holds, and where. Of processes that share a
+        mount namespace one is named. Cheaper than asking for each volume.
+        """
 
 
 class Namespaces:
@@ -50,33 +65,26 @@ class Namespaces:
     def __init__(self, proc: str = "/proc") -> None:
         self._proc = proc
 
-    def of(self, wanted: Wanted) -> list[int]:
-        return [pid for pid, held in self._held({"": wanted}) if held]
+    def held(self, wanted: Mapping[str, Wanted]) -> dict[str, list[Hold]]:
+        found: dict[str, list[Hold]] = {}
+        for name, place in self._places(wanted):
+            found.setdefault(name, []).append(place)
+        return found
 
-    def held(self, wanted: Mapping[str, Wanted]) -> set[str]:
-        return {name for _, held in self._held(wanted) for name in held}
-
-    def _held(self, wanted: Mapping[str, Wanted]) -> Iterator[tuple[int, set[str]]]:
-        """What each namespace holds. They are many, and so are their mounts: each is read once."""
+    def _places(self, wanted: Mapping[str, Wanted]) -> Iterator[tuple[str, Hold]]:
+        """Namespaces are many, and so are their mounts: each is read once."""
         if not wanted:
             return
         host = _Host(_mounts(self._proc, "1", None))
         devices = host.devices | {volume.shown.device for volume in wanted.values()}
-        by_shown: dict[Shown, list[str]] = {}
-        for name, volume in wanted.items():
-            by_shown.setdefault(volume.shown.holding, []).append(name)
+        by_shown = _by_shown(wanted)
         for pid in _one_of_each_other_namespace(self._proc):
             mounts = _mounts(self._proc, pid, devices)
             views = host.views(mounts)
-            yield (
-                int(pid),
-                {
-                    name
-                    for mount in mounts
-                    for name in _shown_names(mount, by_shown)
-                    if not any(host.has(mount, view, wanted[name].host_path) for view in views)
-                },
-            )
+            for mount in mounts:
+                for name in {*_shown_names(mount, by_shown)}:
+                    if not any(host.has(mount, view, wanted[name].host_path) for view in views):
+                        yield name, Hold(int(pid), mount.mountpoint, mount.mount_id, mount.device)
 
 
 class _Host:
@@ -105,13 +113,24 @@ class _Host:
         return path == host_path or (mount.device, mount.root, path) in self._places
 
 
+def _by_shown(wanted: Mapping[str, Wanted]) -> dict[Shown, list[str]]:
+    names: dict[Shown, list[str]] = {}
+    for name, (shown, _) in wanted.items():
+        for kind in (shown.holding, shown.export):
+            if kind is not None:
+                names.setdefault(kind, []).append(name)
+    return names
+
+
 def _shown_names(mount: Mount, by_shown: Mapping[Shown, list[str]]) -> Iterator[str]:
     """The volumes whose directory `mount` shows, or a directory in it."""
     if _MOUNTPOINT.search(mount.mountpoint) is not None:
         return
+    shown = Shown(mount.device, mount.root, mount.source)
+    kind = (shown.export if mount.fs_type in _NFS_TYPES else None) or shown.holding
     root, inner = mount.root, None
     while root != inner:
-        yield from by_shown.get(Shown(mount.device, root, mount.source).holding, ())
+        yield from by_shown.get(kind._replace(root=root), ())
         if mount.mountpoint in _OF_THE_ENGINE:
             return
         root, inner = os.path.dirname(root), root
@@ -139,8 +158,14 @@ def _mounts(proc: str, pid: str, devices: set[str] | None) -> list[Mount]:
     try:
         if devices is None:
             return read_mounts(path)
-        numbers, token = {device.encode("ascii") for device in devices}, f" {SOURCE_OF_TOKENS}".encode()
+        numbers = {device.encode("ascii") for device in devices}
         with open(path, "rb") as lines:
-            return list(parse_mounts(line for line in lines if line.split(b" ", 3)[2] in numbers or token in line))
+            return list(
+                parse_mounts(
+                    line
+                    for line in lines
+                    if line.split(b" ", 3)[2] in numbers or any(word in line for word in _OF_ANY_DEVICE)
+                )
+            )
     except OSError:  # the process has ended
         return []

@@ -9,19 +9,15 @@ namespace.
 
 from __future__ import annotations
 
-import ctypes
 import os
 
 import structlog
 
 from storage.mountinfo import mount_at, read_mounts
-from volumedriver import mounter
+from volumedriver import mountcalls, mounter
 from volumedriver.errors import reason
 
 log = structlog.get_logger()
-
-_CLONE_NEWNS = 0x00020000
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def follow_host(hostfs: str) -> None:
@@ -69,11 +65,11 @@ def _host_tree(engine: int) -> int:
     """A detached copy of everything below `/` in the engine's mount namespace, following it."""
     own, theirs = _namespace("self"), _namespace(str(engine))
     try:
-        _enter(theirs)
+        mountcalls.enter(theirs)
         try:
             return mounter.follower_of_root()
         finally:
-            _enter(own)
+            mountcalls.enter(own)
     finally:
         os.close(own)
         os.close(theirs)
@@ -86,9 +82,3 @@ def _parent(pid: int) -> int:
 
 def _namespace(process: str) -> int:
     return os.open(f"/proc/{process}/ns/mnt", os.O_RDONLY)
-
-
-def _enter(namespace: int) -> None:
-    if _libc.setns(namespace, _CLONE_NEWNS) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), "setns")

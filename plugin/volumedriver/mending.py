@@ -8,17 +8,21 @@ they are and refused: an empty List would make the engine forget every volume.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
-from datetime import datetime
 
 import structlog
 
-from storage.definitions import DefinitionStore, backup_path, from_json, utc_now
-from volumedriver.errors import StateDamaged
+from storage import state_files
+from storage.definitions import DefinitionStore, backup_path, read_backup
+from volumedriver.errors import StateDamaged, reason
 from volumedriver.store import ReferenceStore, state_errors
 
 log = structlog.get_logger()
+
+_RESERVE_BYTES = 256 << 10
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
@@ -53,47 +57,77 @@ def opened_references(path: str) -> ReferenceStore:
         return ReferenceStore(path)
 
 
+@contextlib.contextmanager
+def room_to_start(state: str) -> Iterator[None]:
+    """Keep room in the directory `state` for what every start must write, and give it up where the disk is full.
+
+    Raises:
+        StateUnavailable: the disk is full, and there is nothing to give up.
+    """
+    reserve = os.path.join(state, "reserve")
+    with state_errors(state):
+        free = os.statvfs(state)
+        if free.f_bavail * free.f_frsize < _RESERVE_BYTES and os.path.exists(reserve):
+            os.unlink(reserve)
+            log.error("disk is full", path=state, reason="the driver starts in the room that it has kept for that")
+    yield
+    try:
+        _keep_room(reserve)
+    except OSError as error:
+        log.error("disk is full", path=state, reason=f"there is no room to keep for another start: {reason(error)}")
+
+
+def _keep_room(reserve: str) -> None:
+    """Written, not only made as large: a file with holes takes no room."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.stat(reserve).st_size == _RESERVE_BYTES:
+            return
+    try:
+        with open(reserve, "wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(os.urandom(_RESERVE_BYTES))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(reserve)
+        raise
+
+
 def _checked(path: str) -> DefinitionStore:
-    with contextlib.ExitStack() as undo:
-        try:
-            with state_errors(path):
-                store = DefinitionStore(path)
-                undo.callback(store.close)
-                store.check()
-        except ValueError as error:  # which SQLite does not mind
-            raise StateDamaged(f"the driver's state in {path} is damaged: {error}") from error
+    with contextlib.ExitStack() as undo, state_errors(path):
+        store = DefinitionStore(path)
+        undo.callback(store.close)
+        store.check()
         undo.pop_all()
         return store
 
 
 def _agree(store: DefinitionStore, path: str) -> None:
+    backup = backup_path(path)
     with state_errors(path):
         rebuilt = [definition.name for definition in store.load()] if store.is_new else []
-        rebuilt += store.agree_with_backup()
-    if rebuilt:
-        log.error("definitions rebuilt", path=path, source=backup_path(path), volumes=len(rebuilt))
+        try:
+            added, kept_as = store.agree_with_backup()
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            log.error("the backup of definitions is not written", path=backup, reason=reason(error))
+            added, kept_as = [], None
+    if kept_as:
+        log.error("the backup of definitions said something else", path=backup, kept_as=kept_as)
+    if rebuilt or added:
+        log.error("definitions rebuilt", path=path, source=backup, volumes=len(rebuilt) + len(added))
 
 
 def _check_backup(path: str, problem: str) -> None:
-    backup = backup_path(path)
     try:
-        with open(backup, encoding="utf-8") as file:
-            from_json(file.read())
+        read_backup(path)
     except (OSError, ValueError) as error:
         raise StateDamaged(
-            f"{problem}; and the backup {backup} is not usable: {error}. Move both files away, and bring the"
-            " volumes back by `brokervol volumes import` from an export, or start with none"
+            f"{problem}; and the backup {backup_path(path)} is not usable: {error}. Move all of"
+            f" {os.path.dirname(path)} away, and bring the volumes back by `brokervol volumes import` from an export,"
+            " or start with none"
         ) from error
 
 
 def _set_aside(path: str, problem: str) -> None:
-    """Rename the file, and what SQLite keeps beside it."""
-    name = f"{path}.damaged-{_stamp(utc_now())}"
-    for suffix in ("", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(path + suffix, name + suffix)
-    log.error("state set aside", path=path, kept_as=name, reason=problem)
-
-
-def _stamp(time: datetime) -> str:
-    return time.strftime("%Y%m%dT%H%M%S.%fZ")
+    log.error("state set aside", path=path, kept_as=state_files.set_aside(path), reason=problem)

@@ -30,6 +30,9 @@ _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 0x02, 0x08
 _LONGEST_MESSAGE = 4096
 _HERE = ctypes.c_char_p(b"")
+_CLONE_NEWNS = 0x00020000
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _MountAttr(ctypes.Structure):
@@ -90,10 +93,12 @@ def cloned_root() -> int:
     return linux.syscall(_SYS_OPEN_TREE, ctypes.c_int(_AT_FDCWD), ctypes.c_char_p(b"/"), ctypes.c_uint(flags))
 
 
-def set_attributes(tree_fd: int, attributes: int, propagation: int, *, recursive: bool = False) -> None:
-    """Add `attributes` to a mount and set its propagation."""
+def set_attributes(
+    tree_fd: int, attributes: int, propagation: int, *, cleared: int = 0, recursive: bool = False
+) -> None:
+    """Add `attributes` to a mount, take `cleared` from it, and set its propagation."""
     flags = linux.AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
-    request = _MountAttr(attr_set=attributes, propagation=propagation)
+    request = _MountAttr(attr_set=attributes, attr_clr=cleared, propagation=propagation)
     linux.syscall(
         _SYS_MOUNT_SETATTR,
         ctypes.c_int(tree_fd),
@@ -102,6 +107,13 @@ def set_attributes(tree_fd: int, attributes: int, propagation: int, *, recursive
         ctypes.byref(request),
         ctypes.c_size_t(ctypes.sizeof(request)),
     )
+
+
+def enter(namespace_fd: int) -> None:
+    """Make a mount namespace this process's own, which must have one thread only; `/` is that namespace's then."""
+    if _libc.setns(ctypes.c_int(namespace_fd), ctypes.c_int(_CLONE_NEWNS)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), "setns")
 
 
 def attach(tree_fd: int, target_fd: int) -> None:

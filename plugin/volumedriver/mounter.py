@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import structlog
@@ -19,6 +19,8 @@ import structlog
 from storage.mountinfo import Mount, parse_mounts, read_mounts
 from volumedriver import mountcalls
 from volumedriver.errors import MountFailed, reason
+from volumedriver.holders import Hold
+from volumedriver.holds import Holds
 from volumedriver.nfs import NfsMounts, NfsSource
 from volumedriver.volume import SOURCE_OF_TOKENS, Shown
 from volumedriver.workers import Workers
@@ -28,8 +30,8 @@ log = structlog.get_logger()
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NFS_TYPES = frozenset(("nfs", "nfs4"))
 
-Source = int | NfsSource | None
-"""What to mount: the directory behind a descriptor, an NFS export, or a token."""
+Source = int | NfsSource | Hold | None
+"""What to mount: the directory behind a descriptor, an NFS export, what a process holds, or a token."""
 
 
 class Mounter(Protocol):
@@ -37,7 +39,7 @@ class Mounter(Protocol):
 
     def mount(self, source: Source, mountpoint: str, *, read_only: bool) -> None:
         """Show the directory behind the descriptor `source`, without what is mounted beneath it, at `mountpoint`,
-        or an NFS export.
+        or an NFS export, or the same that a process has mounted in its own mount namespace.
 
         None is for a volume without files: what is mounted then is its *token*, an empty directory of a file
         system that is this mount's alone. Nobody can write there, not even root; whether the mount itself is
@@ -68,6 +70,9 @@ class Mounter(Protocol):
     def shown(self, mountpoint: str) -> list[Shown]:
         """What is mounted at exactly `mountpoint`: each mount on top of the one before. Never waits, as above."""
 
+    def stale(self, holds: Sequence[Hold]) -> list[Hold] | None:
+        """Those NFS mounts whose server does not know them any more. None where it says nothing for a second."""
+
     def mountpoints(self, directory: str) -> dict[str, list[Shown]]:
         """The paths in `directory`, one level down, at which something is mounted, and what."""
 
@@ -77,13 +82,15 @@ class KernelMounter:
 
     Args:
         nfs: does what has to do with NFS, whoever mounted it, since it may wait for a server.
+        holds: does what has to do with mounts of other processes.
 
     Raises:
         MountFailed: one of them is missing.
     """
 
-    def __init__(self, nfs: NfsMounts | None = None) -> None:
+    def __init__(self, nfs: NfsMounts | None = None, holds: Holds | None = None) -> None:
         self._nfs = nfs or NfsMounts(Workers())
+        self._holds = holds or Holds(Workers())
         try:
             mountcalls.set_attributes(-1, 0, 0)
         except OSError as error:
@@ -91,13 +98,16 @@ class KernelMounter:
 
     def mount(self, source: Source, mountpoint: str, *, read_only: bool) -> None:
         with _failures("mount at", mountpoint), contextlib.ExitStack() as undo:
-            _make_mountpoint(mountpoint, undo)
-            if self.is_mounted(mountpoint):
+            is_new = _make_mountpoint(mountpoint, undo)
+            if not is_new and self.is_mounted(mountpoint):
                 raise OSError(errno.EBUSY, "something is mounted there already")
             with mountcalls.closing(os.open(mountpoint, _DIRECTORY)) as target:
                 if isinstance(source, NfsSource):
                     undo.callback(self._take_off, mountpoint)  # who was killed may have done it
                     self._nfs.mount(source, target, read_only=read_only)
+                elif isinstance(source, Hold):
+                    undo.callback(self._take_off, mountpoint)
+                    self._holds.adopt(source, target, read_only=read_only)
                 else:
                     _bind(source, mountpoint, target, read_only=read_only)
             undo.pop_all()
@@ -135,6 +145,9 @@ class KernelMounter:
         with open("/proc/self/mountinfo", "rb") as lines:
             mentions = [line for line in lines if needle in line]
         return [mount for mount in parse_mounts(mentions) if mount.mountpoint == mountpoint]
+
+    def stale(self, holds: Sequence[Hold]) -> list[Hold] | None:
+        return self._holds.stale(holds)
 
     def mountpoints(self, directory: str) -> dict[str, list[Shown]]:
         return mounted_in(directory, read_mounts())
@@ -210,10 +223,14 @@ def _token(mountpoint: str) -> int:
         return tmpfs.mounted(mountcalls.NOSUID | mountcalls.NODEV | mountcalls.NOEXEC)
 
 
-def _make_mountpoint(mountpoint: str, undo: contextlib.ExitStack) -> None:
-    with contextlib.suppress(FileExistsError):
+def _make_mountpoint(mountpoint: str, undo: contextlib.ExitStack) -> bool:
+    """Returns whether it was made, and so nothing can be mounted there."""
+    try:
         os.mkdir(mountpoint, 0o700)
-        undo.callback(_remove_mountpoint, mountpoint)
+    except FileExistsError:
+        return False
+    undo.callback(_remove_mountpoint, mountpoint)
+    return True
 
 
 def _remove_mountpoint(mountpoint: str, remove: Callable[[str], None] = os.rmdir) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
-from volumedriver import mountcalls
+from volumedriver import mountcalls, network
 from volumedriver.errors import DriverError, InvalidVolume, MountFailed, NfsServerRefused, NfsUnavailable, shown
 from volumedriver.nfs_options import Place
+from volumedriver.nfs_servers import Refused, Servers
 from volumedriver.options import NfsOptions
 from volumedriver.rpc import PORTMAPPER_PORT
 from volumedriver.workers import NoAnswer, NoWorker, Workers
@@ -21,11 +23,14 @@ log = structlog.get_logger()
 
 TIMEOUT_S = 20
 LONGEST_TIMEOUT_S = 24
+PROBE_TIMEOUT_S = 5.0
 
 _PATIENCE_S = 0.5  # with what is done already and only not yet acknowledged
 _SHORTEST_S = 1.0
 _MOST_SHOWN = 5
 _NOWHERE = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL))
+_SILENT = _NOWHERE | {errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN}
+_STEPS_OF_SERVER = frozenset(("resolve", "connect", "ask", "mount"))
 _DENIED = frozenset((errno.EACCES, errno.EPERM))
 _UNSECURED = _DENIED | {errno.EINVAL}
 
@@ -42,15 +47,16 @@ class NfsSource:
 
 
 class NfsMounts:
-    """Mounts and detaches in workers.
+    """Mounts, detaches and probes in workers, and tells what it meets to `servers`, which remember it.
 
     Args:
         timeout_s: the longest that one mount may take.
     """
 
-    def __init__(self, workers: Workers, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, workers: Workers, timeout_s: float = TIMEOUT_S, servers: Servers | None = None) -> None:
         self._workers = workers
         self._timeout_s = timeout_s
+        self._servers = servers or Servers()
 
     def mount(self, source: NfsSource, target_fd: int, *, read_only: bool) -> None:
         """Mount on the directory behind `target_fd`.
@@ -58,21 +64,42 @@ class NfsMounts:
         Raises:
             DriverError: with the step that failed. Where the time was over, the mount may be there nonetheless.
         """
-        timeout_s = self._timeout_s
+        now = time.monotonic()
+        deadline = now + self._timeout_s
         if source.deadline is not None:
-            timeout_s = max(min(timeout_s, source.deadline - time.monotonic()), _SHORTEST_S)
-        place = source.options.place
-        request = {"do": "mount", "mount": _request(source, read_only=read_only)}
+            deadline = max(min(deadline, source.deadline), now + _SHORTEST_S)
+        while True:
+            with self._turn(source, deadline):
+                try:
+                    self._mount(source, target_fd, deadline, read_only=read_only)
+                    return
+                except NfsUnavailable:
+                    if not self._servers.is_awaited(source, deadline):
+                        raise
+
+    def probe(self, source: NfsSource) -> None:
+        """Ask the server of `source` for nothing, only to see whether it answers."""
+        began = time.monotonic()
+        request = {"do": "probe", "probe": _request(source, read_only=True)}
         try:
-            facts = self._workers.run(request, timeout_s, [target_fd])
+            facts = self._workers.run(request, PROBE_TIMEOUT_S)
         except NoAnswer as silence:
-            raise _too_late(place, silence.step, timeout_s) from silence
+            if silence.step.get("step") in _STEPS_OF_SERVER:
+                self._servers.missed(source, _too_late(source.options.place, silence.step, PROBE_TIMEOUT_S), began)
         except NoWorker as error:
-            raise MountFailed(f"cannot mount {shown(place.text)}: {error.strerror or error}") from error
-        if "failed" in facts:
-            log.info("nfs mount failed", nfs_path=place.text, **facts)
-            raise _explained(source, facts)
-        log.info("nfs mounted", nfs_path=place.text, version=facts["version"], address=facts["address"])
+            log.warning("a server could not be probed", reason=error.strerror or str(error))
+        else:
+            self._learn(source, facts, began)
+            if "took_s" in facts:
+                self._measure(source, facts)
+
+    def find_way(self, source: NfsSource) -> list[network.Path | None]:
+        """The ways to where the server was found before, as far as that is known. If there is none, it is dead."""
+        addresses = self._servers.addresses(source)
+        ways = _ways(addresses)
+        if obstacle := _obstacle(_server(source.options.place, addresses), ways):
+            self._servers.failed(source, obstacle, time.monotonic())
+        return ways
 
     def detach(self, mountpoint: str) -> None:
         """Take the top mount off `mountpoint`. What its server does not acknowledge is left to the worker."""
@@ -93,6 +120,104 @@ class NfsMounts:
         elif "failed" in facts:
             raise OSError(facts["errno"], facts["reason"])
 
+    @contextlib.contextmanager
+    def _turn(self, source: NfsSource, deadline: float) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._servers.turn(source, deadline))
+            except Refused as refused:
+                raise NfsUnavailable(_sentence(source.options.place, str(refused))) from refused
+            yield
+
+    def _mount(self, source: NfsSource, target_fd: int, deadline: float, *, read_only: bool) -> None:
+        self._look_ahead(source)
+        began, place = time.monotonic(), source.options.place
+        timeout_s = max(deadline - began, _SHORTEST_S)
+        request = {"do": "mount", "mount": _request(source, read_only=read_only)}
+        try:
+            facts = self._workers.run(request, timeout_s, [target_fd])
+        except NoAnswer as silence:
+            reason = _too_late(place, silence.step, timeout_s)
+            if silence.step.get("step") in _STEPS_OF_SERVER:
+                self._servers.failed(source, reason, began, _addresses(silence.step))
+            raise NfsUnavailable(_sentence(place, reason)) from silence
+        except NoWorker as error:
+            raise MountFailed(f"cannot mount {shown(place.text)}: {error.strerror or error}") from error
+        failure = self._learn(source, facts, began)
+        if failure is not None:
+            log.info("nfs mount failed", nfs_path=place.text, **facts)
+            raise type(failure)(_sentence(place, str(failure)))
+        log.info("nfs mounted", nfs_path=place.text, version=facts["version"], address=facts["address"])
+
+    def _look_ahead(self, source: NfsSource) -> None:
+        """That there is no way to a server the kernel tells at once, and who connects learns it late."""
+        if self._servers.has_answered(source) or not network.is_ready():
+            return
+        addresses = self._servers.addresses(source)
+        if obstacle := _obstacle(_server(source.options.place, addresses), _ways(addresses)):
+            self._servers.failed(source, obstacle, time.monotonic())
+            raise NfsUnavailable(_sentence(source.options.place, obstacle))
+
+    def _learn(self, source: NfsSource, facts: Facts, began: float) -> DriverError | None:
+        """Remember what a mount or probe has met; returns the failure, in a clause."""
+        if "failed" not in facts:
+            self._servers.answered(source, _addresses(facts))
+            return None
+        failure = _EXPLANATIONS.get(facts["failed"], _other)(source, facts)
+        if _tells_of_death(facts):
+            self._servers.failed(source, str(failure), began, _addresses(facts))
+        elif _tells_of_life(facts):
+            self._servers.answered(source, _addresses(facts))
+        return failure
+
+    def _measure(self, source: NfsSource, facts: Facts) -> None:
+        round_trip_ms = retransmits = None
+        with contextlib.suppress(OSError):  # a kernel without INET_DIAG
+            if connections := network.connections(_addresses(facts), facts["port"]):
+                round_trip_ms, retransmits = connections
+        self._servers.measured(source, facts["took_s"] * 1000, round_trip_ms, retransmits)
+
+
+def _tells_of_death(facts: Facts) -> bool:
+    """Whether a failure says that the server is dead or silent. What is wrong with a path or option does not."""
+    return facts["failed"] in _STEPS_OF_SERVER - {"mount"} or (
+        facts["failed"] == "mount" and facts["errno"] in _SILENT
+    )
+
+
+def _tells_of_life(facts: Facts) -> bool:
+    return facts["failed"] in {"path", "create", "mount"} or "served" in facts
+
+
+def _addresses(facts: Facts) -> tuple[str, ...]:
+    return tuple((facts.get("address") or "").split(", ")) if facts.get("address") else ()
+
+
+def _ways(addresses: Sequence[str]) -> list[network.Path | None]:
+    """The ways that this host has to them, None for no way; empty where nothing can be said."""
+    try:
+        return [network.path(address) for address in addresses]
+    except OSError as error:
+        log.info("the way to a server is not known", reason=error.strerror)
+        return []
+
+
+def _obstacle(server: str, ways: Sequence[network.Path | None]) -> str | None:
+    """Why no way leads to the server, in a clause; None if one does, for all that is known here."""
+    if any(way is not None and way.is_up for way in ways):
+        return None
+    for way in filter(None, ways):
+        return f"the link {way.link} towards {server} is down: check its cable or switch, and this host's network"
+    return f"there is no route to {server}: check this host's network" if ways else None
+
+
+def _over(ways: Sequence[network.Path | None]) -> str:
+    """By which link, and from which address of ours, the server was looked for; nothing if that is this host."""
+    for way in ways:
+        if way is not None and way.is_up and way.link != "lo":
+            return f" over {way.link}" + (f" from {way.source}" if way.source else "")
+    return ""
+
 
 def _request(source: NfsSource, *, read_only: bool) -> dict[str, Any]:
     options, given = source.options, source.options.mount_options
@@ -112,42 +237,37 @@ def _request(source: NfsSource, *, read_only: bool) -> dict[str, Any]:
     }
 
 
-def _too_late(place: Place, step: Facts, timeout_s: float) -> DriverError:
-    """The deadline is over: what did not end is the step that was announced last."""
-    server, within = _server(place, step), f"within {timeout_s:.0f} s"
+def _too_late(place: Place, step: Facts, timeout_s: float) -> str:
+    """The deadline is over: what did not end is the step that was announced last. In a clause."""
+    server, within = _server(place, _addresses(step)), f"within {timeout_s:.0f} s"
     match step.get("step"):
         case "resolve":
-            fact = f"this host's name servers do not say {within} what {place.server} is"
+            return f"this host's name servers do not say {within} what {place.server} is"
         case "connect":
-            fact = (
-                f"{server} does not answer on port {step['port']} {within}: it is down, or a firewall is between"
+            ways = _ways(_addresses(step))
+            return _obstacle(server, ways) or (
+                f"{server} does not answer on port {step['port']} {within}{_over(ways)}: it is down, or a firewall"
+                " is between"
             )
         case "ask":
-            fact = (
+            return (
                 f"{server} accepts connections on port {step['port']} but answers no request {within}:"
                 " its NFS service hangs, or something else listens there"
             )
         case "mount":
-            fact = f"{server} did not let the mount with NFS {step['version']} end {within}: it or its disks hang"
+            return f"{server} did not let the mount with NFS {step['version']} end {within}: it or its disks hang"
         case _:
-            fact = f"the worker process did not begin {within}: this host is overloaded"
-    return NfsUnavailable(_sentence(place, fact))
-
-
-def _explained(source: NfsSource, facts: Facts) -> DriverError:
-    explain = _EXPLANATIONS.get(facts["failed"], _other)
-    error = explain(source, facts)
-    return type(error)(_sentence(source.options.place, str(error)))
+            return f"the worker process did not begin {within}: this host is overloaded"
 
 
 def _sentence(place: Place, fact: str) -> str:
     return f"cannot mount {shown(place.text)}: {fact}"
 
 
-def _server(place: Place, facts: Facts) -> str:
+def _server(place: Place, addresses: Sequence[str]) -> str:
     """The server, with its address unless that is what it is called."""
-    address = facts.get("address")
-    return place.server if address in {None, place.server} else f"{place.server} ({address})"
+    address = ", ".join(addresses)
+    return place.server if address in {"", place.server} else f"{place.server} ({address})"
 
 
 def _resolve(source: NfsSource, facts: Facts) -> DriverError:
@@ -164,9 +284,13 @@ def _refuse(source: NfsSource, facts: Facts) -> DriverError:
 
 
 def _connect(source: NfsSource, facts: Facts) -> DriverError:
-    server, port = _server(source.options.place, facts), facts["port"]
+    server, port = _server(source.options.place, _addresses(facts)), facts["port"]
     if facts["errno"] in _NOWHERE:
-        return NfsUnavailable(f"there is no way to {server} ({facts['reason']}): check this host's network")
+        ways = _ways(_addresses(facts))
+        return NfsUnavailable(
+            _obstacle(server, ways)
+            or f"{server} cannot be reached{_over(ways)} ({facts['reason']}): it is down, or the network there"
+        )
     if facts["errno"] == errno.ECONNREFUSED:
         what = "rpcbind, which NFSv3 needs, does not run" if port == PORTMAPPER_PORT else "no NFS server runs"
         return NfsUnavailable(f"{server} refuses connections to port {port}: {what} there, or a firewall refuses")
@@ -174,7 +298,7 @@ def _connect(source: NfsSource, facts: Facts) -> DriverError:
 
 
 def _ask(source: NfsSource, facts: Facts) -> DriverError:
-    server = _server(source.options.place, facts)
+    server = _server(source.options.place, _addresses(facts))
     return NfsUnavailable(f"what answers on port {facts['port']} of {server} is no NFS service: {facts['reason']}")
 
 
@@ -183,7 +307,7 @@ def _version(source: NfsSource, facts: Facts) -> DriverError:
     known = f", but {served[0]} to {served[1]}" if served and served[1] else ""
     asked += " over UDP" if facts.get("is_udp") else ""
     return MountFailed(
-        f"{_server(source.options.place, facts)} does not serve NFS version {asked}{known}:"
+        f"{_server(source.options.place, _addresses(facts))} does not serve NFS version {asked}{known}:"
         " give another vers in mount_options, or have the server serve it"
     )
 
@@ -227,7 +351,7 @@ def _kernel(_: NfsSource, facts: Facts) -> DriverError:
 
 def _mount(source: NfsSource, facts: Facts) -> DriverError:
     place = source.options.place
-    server, code = _server(place, facts), facts["errno"]
+    server, code = _server(place, _addresses(facts)), facts["errno"]
     security = source.options.mount_options.value("sec") or ""
     if security.startswith("krb5") and code in _UNSECURED:
         return MountFailed(

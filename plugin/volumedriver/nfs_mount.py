@@ -12,6 +12,7 @@ import errno
 import ipaddress
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -88,6 +89,36 @@ def mount(request: Request, target_fd: int, report: Report) -> Facts:
             mountcalls.attach(tree_fd, target_fd)
         return {"version": version, "address": server.address.text}
     raise Failure("version", asked=list(request.versions), address=server.address.text)
+
+
+def probe(request: Request, report: Report) -> Facts:
+    """Ask the server whether it is there, as `mount` would; returns where, and how long it took to answer."""
+    addresses = _resolved(request, report)
+    if request.versions[0] != "3":
+        version, port = 4, request.port or rpc.NFS_PORT
+    else:
+        version, port = 3, request.port or _port_for_v3(request, addresses, report)
+        if request.proto in {"udp", "udp6"}:
+            return {"address": addresses[0].text, "port": port, "took_s": 0}
+    connection, address = _connected(addresses, port, report)
+    with connection:
+        began = time.monotonic()
+        with contextlib.suppress(rpc.NotServed):  # which is an answer, too
+            _asked(connection, address, port, version, report)
+        return {"address": address.text, "port": port, "took_s": time.monotonic() - began}
+
+
+def _port_for_v3(request: Request, addresses: Sequence[Address], report: Report) -> int:
+    connection, address = _connected(addresses, rpc.PORTMAPPER_PORT, report)
+    with connection:
+        try:
+            return _registered(request, connection, address, report)
+        except Failure as failure:
+            if failure.facts["failed"] != "version":
+                raise
+            # Whatever else it serves: what is mounted, or shall be, is of this version.
+            facts: Facts = {"address": address.text, "port": rpc.PORTMAPPER_PORT}
+            raise Failure("ask", reason="NFSv3 is not registered with it", **facts) from failure
 
 
 def _asked_for_v4(request: Request, addresses: Sequence[Address], report: Report) -> tuple[list[str], _Server]:

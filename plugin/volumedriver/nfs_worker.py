@@ -4,9 +4,10 @@ Whatever may wait for an NFS server is done in a worker: mounting, and detaching
 use of a file system is to tell its server. The *nursery*, this module's process, does nothing but fork workers
 when the driver asks for one: a fork of this small process takes a millisecond or two, a new interpreter forty.
 
-The driver sends, for each worker it wants, one end of a connection. Over that the worker first sends a descriptor
-of itself (a pidfd, by which to kill it without mistaking it), and then answers requests, one at a time. A request
-or an answer is one message of JSON; before its answer a worker says which step it has begun.
+The driver sends, for each worker it wants, one end of a connection and one of a pipe. Over the connection the
+worker first sends a descriptor of itself (a pidfd, by which to kill it without mistaking it), and then answers
+requests, one at a time. A request or an answer is one message of JSON. Into the pipe goes, as a line of JSON, each
+step that is begun: the driver reads that only where there is no answer, so that no step wakes it.
 
 None of them outlives the driver: a worker ends when nobody is at the other end of its connection, the nursery
 likewise, and whatever a worker is doing the kernel kills it with the nursery. A request has a limit by which the
@@ -22,11 +23,11 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from storage import linux
-from volumedriver import mountcalls, nfs_mount
+from volumedriver import held_mounts, mountcalls, nfs_mount
 from volumedriver.nfs_mount import Facts, Failure
 
 LONGEST_MESSAGE = 1 << 17
@@ -36,6 +37,11 @@ Action = Callable[[Mapping[str, Any], list[int], Callable[[Facts], None]], Facts
 
 def _mount(request: Mapping[str, Any], fds: list[int], report: Callable[[Facts], None]) -> Facts:
     return nfs_mount.mount(nfs_mount.Request(**request["mount"]), fds[0], report)
+
+
+def _probe(request: Mapping[str, Any], fds: list[int], report: Callable[[Facts], None]) -> Facts:
+    del fds
+    return nfs_mount.probe(nfs_mount.Request(**request["probe"]), report)
 
 
 def _detach(request: Mapping[str, Any], fds: list[int], report: Callable[[Facts], None]) -> Facts:
@@ -52,20 +58,43 @@ def _remove(request: Mapping[str, Any], fds: list[int], report: Callable[[Facts]
     return {}
 
 
-ACTIONS: dict[str, Action] = {"mount": _mount, "detach": _detach, "remove": _remove}
+def _stale(request: Mapping[str, Any], fds: list[int], report: Callable[[Facts], None]) -> Facts:
+    del fds, report
+    return {"stale": held_mounts.stale(request["holds"])}
 
 
-def work(connection: socket.socket, actions: Mapping[str, Action]) -> None:
+def _adopt(request: Mapping[str, Any], fds: list[int], report: Callable[[Facts], None]) -> Facts:
+    del report
+    held_mounts.adopt(request["hold"], request["attributes"], fds[0])
+    return {}
+
+
+ACTIONS: dict[str, Action] = {
+    "mount": _mount,
+    "probe": _probe,
+    "detach": _detach,
+    "remove": _remove,
+    "stale": _stale,
+    "adopt": _adopt,
+}
+
+
+def work(connection: socket.socket, steps_fd: int, actions: Mapping[str, Action]) -> None:
     """Answer requests until nobody is there to ask."""
+
+    def report(facts: Facts) -> None:
+        with _somebody_waiting():
+            os.write(steps_fd, json.dumps(facts).encode() + b"\n")
+
     while True:
         message, fds, _, _ = socket.recv_fds(connection, LONGEST_MESSAGE, 1)
         if not message:
             return
         request = json.loads(message)
         signal.setitimer(signal.ITIMER_REAL, request["limit_s"])
-        _send(connection, {"step": "begin"})  # who is killed before has done nothing, and another can be asked
+        report({"step": "begin"})  # who is killed before has done nothing, and another can be asked
         try:
-            answer = actions[request["do"]](request, fds, lambda facts: _send(connection, facts))
+            answer = actions[request["do"]](request, fds, report)
         except Failure as failure:
             answer = failure.facts
         except OSError as error:
@@ -74,17 +103,20 @@ def work(connection: socket.socket, actions: Mapping[str, Action]) -> None:
             for fd in fds:
                 os.close(fd)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _send(connection, {**answer, "done": True})
+        with _somebody_waiting():
+            connection.sendall(json.dumps(answer).encode())
 
 
-def _send(connection: socket.socket, facts: Facts) -> None:
+@contextlib.contextmanager
+def _somebody_waiting() -> Iterator[None]:
+    """End this worker if nobody waits for what it says."""
     try:
-        connection.sendall(json.dumps(facts).encode())
-    except BrokenPipeError:  # nobody waits for it any more
+        yield
+    except BrokenPipeError:
         sys.exit()
 
 
-def _be_worker(connection: socket.socket, nursery: int, actions: Mapping[str, Action]) -> NoReturn:
+def _be_worker(connection: socket.socket, steps_fd: int, nursery: int, actions: Mapping[str, Action]) -> NoReturn:
     try:
         linux.die_with_parent(nursery, signal.SIGKILL)
         with contextlib.suppress(PermissionError):
@@ -94,7 +126,7 @@ def _be_worker(connection: socket.socket, nursery: int, actions: Mapping[str, Ac
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [pidfd]))]
         connection.sendmsg([b"{}"], ancillary)
         os.close(pidfd)
-        work(connection, actions)
+        work(connection, steps_fd, actions)
     finally:
         os._exit(0)
 
@@ -107,14 +139,18 @@ def main(control_fd: int, actions: Mapping[str, Action] = ACTIONS) -> None:
     own_pid = os.getpid()
     with socket.socket(fileno=control_fd) as control:
         while True:
-            message, fds, _, _ = socket.recv_fds(control, 1, 1)
+            message, fds, _, _ = socket.recv_fds(control, 1, 2)
             if not message:
                 return
             # If this host has no more processes, the connection ends, which says so.
-            with socket.socket(fileno=fds[0]) as connection, contextlib.suppress(BlockingIOError, MemoryError):
+            with (
+                socket.socket(fileno=fds[0]) as connection,
+                mountcalls.closing(fds[1]) as steps_fd,
+                contextlib.suppress(BlockingIOError, MemoryError),
+            ):
                 if os.fork() == 0:
                     control.close()
-                    _be_worker(connection, own_pid, actions)
+                    _be_worker(connection, steps_fd, own_pid, actions)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,10 @@ A pass compares memory with disk, kernel and the mount namespaces of running pro
 time; docs/recovery.md has the cases. It holds no lock while it looks, and takes none that is held: a volume with a
 call under way is left for the next pass.
 
+What may have to wait for an NFS server is done in a lane of that server, and a pass goes on without those that
+take long: so all else is mended within one pass, however many servers are dead. What failed is put off, for longer
+and longer, up to five minutes; a Mount does not wait for that.
+
 References need most thought. The engine gives each back, unless it was killed. One that no mount namespace backs
 for a while is dropped, then. But for as long as the engine that asked for it lives it is trusted nearly without
 end: between Mount and the start of a container, while it copies an image's files into a new volume, and during
@@ -14,16 +18,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import structlog
 
 from volumedriver.driver import Driver, Parts
-from volumedriver.engines import Engine, is_alive
 from volumedriver.errors import DriverError, VolumeBusy
-from volumedriver.holders import Wanted
+from volumedriver.holders import Held, Wanted
+from volumedriver.lanes import BackOff, Lanes
+from volumedriver.options import NfsOptions
 from volumedriver.volume import Volume
 
 log = structlog.get_logger()
@@ -31,6 +37,8 @@ log = structlog.get_logger()
 GRACE_S = 120.0
 LIVING_ENGINE_GRACE_S = 24 * 3600.0  # only an Unmount that got lost leaves such a reference behind
 _NOTICE_S = 1.0
+_PATIENCE_S = 2.0  # with lanes; a server that lives needs less
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 60.0, 300.0
 
 
 class _Reference(NamedTuple):
@@ -61,7 +69,6 @@ class Reconciler:
         *,
         grace_s: float = GRACE_S,
         clock: Callable[[], float] = time.monotonic,
-        is_alive: Callable[[Engine], bool] = is_alive,
     ) -> None:
         self._driver = driver
         self._references = parts.references
@@ -69,8 +76,11 @@ class Reconciler:
         self._holders = parts.holders
         self._grace_s = grace_s
         self._clock = clock
-        self._is_alive = is_alive
+        self._is_alive = parts.is_alive
         self._unbacked_since: dict[_Doubt, float] = {}
+        self._lanes = Lanes()
+        self._back_off = BackOff(clock, _FIRST_DELAY_S, _LONGEST_DELAY_S)
+        self._ends = False
 
     def notice(self) -> None:
         """Learn of volumes that were imported. Cheap."""
@@ -81,21 +91,6 @@ class Reconciler:
         """One pass."""
         self._driver.finish()
         self._repair()
-        self._drop_unbacked()
-
-    def _repair(self) -> None:
-        volumes = self._driver.list()
-        directory = volumes[0].mountpoint.rpartition("/")[0] if volumes else ""
-        mounted = self._mounter.mountpoints(directory)
-        recorded = self._references.load()
-        for volume in volumes:
-            shown = {*mounted.get(volume.mountpoint, ())}
-            expected = {volume.shown} if volume.references else set()
-            if shown != expected or recorded.get(volume.name, {}) != volume.references:
-                _survive(self._driver.repair, volume.name)
-
-    def _drop_unbacked(self) -> None:
-        engines = self._references.engines()
         held_by = {volume.name: volume for volume in self._driver.list() if volume.references}
         backed = self._holders.held(
             {
@@ -104,6 +99,66 @@ class Reconciler:
                 if volume.shown is not None
             }
         )
+        self._drop_unbacked(held_by, backed)
+        self._look_for_stale(held_by, backed)
+
+    def end(self, timeout_s: float) -> None:
+        """Begin nothing more in the lanes, and wait for what they do."""
+        self._ends = True
+        self._lanes.wait(timeout_s)
+
+    def _repair(self) -> None:
+        volumes = self._driver.list()
+        directory = volumes[0].mountpoint.rpartition("/")[0] if volumes else ""
+        mounted = self._mounter.mountpoints(directory)
+        recorded = self._references.load()
+        remote = {}
+        for volume in volumes:
+            shown = {*mounted.get(volume.mountpoint, ())}
+            expected = {volume.shown} if volume.references else set()
+            if shown == expected and recorded.get(volume.name, {}) == volume.references:
+                continue
+            if server := _server(volume):
+                remote[volume.name] = server
+            else:
+                _survive(self._driver.repair, volume.name)
+        for server, names in _by_server(self._back_off.due(remote), remote).items():
+            self._lanes.start(server, partial(self._repair_remote, names))
+        self._lanes.wait(_PATIENCE_S)
+
+    def _repair_remote(self, names: Sequence[str]) -> None:
+        for name in names:
+            if self._ends:
+                return
+            try:
+                self._driver.repair(name)
+                self._back_off.succeeded(name)
+            except VolumeBusy:
+                log.debug("volume is busy", volume=name)
+            except DriverError as error:
+                again_in_s = self._back_off.failed(name)
+                log.warning("volume is not mended", volume=name, reason=str(error), again_in_s=again_in_s)
+
+    def _look_for_stale(self, held_by: Mapping[str, Volume], backed: Held) -> None:
+        """Take down who has what a server does not know any more; that nobody has it any more, too."""
+        remote = {
+            name: server
+            for name, volume in held_by.items()
+            if (name in backed or volume.stale) and (server := _server(volume))
+        }
+        for server, names in _by_server(remote, remote).items():
+            holds = {name: backed.get(name, ()) for name in names}
+            self._lanes.start(server, partial(self._look_at, holds))
+        self._lanes.wait(_PATIENCE_S)
+
+    def _look_at(self, holds: Held) -> None:
+        stale = self._mounter.stale([hold for found in holds.values() for hold in found])
+        if stale is not None:
+            for name, found in holds.items():
+                _survive(self._driver.note_stale, name, [hold for hold in found if hold in stale])
+
+    def _drop_unbacked(self, held_by: Mapping[str, Volume], backed: Held) -> None:
+        engines = self._references.engines()
         now = self._clock()
         before, self._unbacked_since = self._unbacked_since, {}
         for reference in _references(volume for name, volume in held_by.items() if name not in backed):
@@ -115,6 +170,21 @@ class Reconciler:
             if now - since >= (LIVING_ENGINE_GRACE_S if doubt.engine_lives else self._grace_s):
                 reason = f"no process has the volume for {now - since:.0f} s"
                 _survive(self._driver.forget, *reference, reason)
+
+
+def _server(volume: Volume) -> Hashable:
+    """What the volume waits for when that is dead; None where it is this host."""
+    options = volume.options
+    if not isinstance(options, NfsOptions):
+        return None
+    return options.place.server, options.mount_options.number("port")
+
+
+def _by_server(names: Iterable[str], servers: Mapping[str, Hashable]) -> dict[Hashable, list[str]]:
+    found: dict[Hashable, list[str]] = {}
+    for name in names:
+        found.setdefault(servers[name], []).append(name)
+    return found
 
 
 def _references(volumes: Iterable[Volume]) -> list[_Reference]:
@@ -138,7 +208,7 @@ def _survive(action: Callable[..., None], name: str, *arguments: object) -> None
 class Timer:
     """Runs a reconciler in a thread of its own: at once, and then every `interval_s`, unless that is 0.
 
-    What another process defines is noticed within a second in any case.
+    What another process defines is noticed within a second, or when the pass that is going on has ended.
     """
 
     def __init__(self, reconciler: Reconciler, interval_s: float) -> None:
@@ -153,7 +223,8 @@ class Timer:
     def stop(self, timeout_s: float = 5) -> None:
         """End after the volume at hand; one whose file system hangs is not waited for longer than `timeout_s`."""
         self._stopped.set()
-        self._thread.join(timeout_s)
+        self._reconciler.end(timeout_s / 2)
+        self._thread.join(timeout_s / 2)
 
     def _run(self) -> None:
         due = time.monotonic()

@@ -20,8 +20,7 @@ from datetime import datetime
 
 import structlog
 
-from storage.definitions import Definition, DefinitionStore
-from volumedriver.engines import NOBODY
+from storage.definitions import Definition
 from volumedriver.errors import MountFailed
 from volumedriver.holders import Holders, Wanted
 from volumedriver.mounter import Mounter
@@ -81,7 +80,7 @@ def decide(
     return plan
 
 
-def settle_intents(references: ReferenceStore, definitions: DefinitionStore) -> list[Definition]:
+def settle_intents(references: ReferenceStore) -> list[Definition]:
     """Finish or undo the calls that an earlier process died in.
 
     Returns:
@@ -93,12 +92,8 @@ def settle_intents(references: ReferenceStore, definitions: DefinitionStore) -> 
         log.warning("an earlier driver died in a call", volume=name, call=intent.verb)
         if intent.verb is Verb.CREATE:  # 9
             unfinished.append(Definition(name, detail["options"], datetime.fromisoformat(detail["created"])))
-        elif intent.verb is Verb.MOUNT:  # 10
+        else:  # 10
             references.set(name, detail["mount_id"], detail["count"])
-        else:  # 12
-            references.drop(name)
-            definitions.remove(name)
-            references.settle(name)
     return unfinished
 
 
@@ -127,12 +122,12 @@ def recover(volumes: Mapping[str, Volume], scene: Scene) -> dict[str, tuple[Mapp
         for name in (mountpoints if store.is_new else references)
         if name in shown and name in volumes and (mountpoints[name] in mounted) == store.is_new
     }
-    if has_rebooted:
+    if has_rebooted := has_rebooted and not store.is_new:
         store.begin_boot(scene.boot_id)
-    has_rebooted = has_rebooted and not store.is_new
-    held = set() if has_rebooted else scene.holders.held(doubted)
+    held = {} if has_rebooted else scene.holders.held(doubted)
     if store.is_new:  # 7
-        references = _replaced(held, store)
+        references = _replaced(held)
+        store.begin_boot(scene.boot_id, dict.fromkeys(references, LOST_ID))
     plan = decide(mountpoints, references, mounted, held, has_rebooted=has_rebooted)
     _follow(plan, scene)
     _remove_leftovers(scene.directory, {mountpoints[name] for name in plan.adopted}, mounter)
@@ -143,11 +138,10 @@ def recover(volumes: Mapping[str, Volume], scene: Scene) -> dict[str, tuple[Mapp
     return {name: (counts, shown.get(name)) for name, counts in plan.adopted.items()}
 
 
-def _replaced(held: Collection[str], store: ReferenceStore) -> References:
+def _replaced(held: Collection[str]) -> References:
     """References in the place of those that were lost."""
     for name in held:
         log.warning("references replaced", volume=name, reason="they were lost, and a process has the volume")
-        store.set(name, LOST_ID, 1, NOBODY)
     return {name: {LOST_ID: 1} for name in held}
 
 

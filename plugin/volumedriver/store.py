@@ -15,10 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from storage.definitions import BackupDamaged
-from volumedriver.engines import Engine
+from volumedriver.engines import NOBODY, Engine
 from volumedriver.errors import StateDamaged, StateUnavailable, reason
 from volumedriver.volume import Shown
 
@@ -57,16 +58,21 @@ INSERT INTO mount_references VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET co
     engine_pid = coalesce(excluded.engine_pid, engine_pid),
     engine_started = coalesce(excluded.engine_started, engine_started)
 """
+_ADD_APART = """
+INSERT INTO mount_references SELECT volume, ?, count, engine_pid, engine_started FROM mount_references
+    WHERE volume = ? AND mount_id = ?
+    ON CONFLICT DO UPDATE SET count = count + excluded.count,
+    engine_pid = excluded.engine_pid, engine_started = excluded.engine_started
+"""
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _LOCK_POLL_S = 0.05
 
 
 class Verb(enum.StrEnum):
-    """The verbs of which a start must know that they were begun. Of Unmount the missing reference tells it."""
+    """The verbs of which a start must know that they were begun. Of the others what is recorded tells it."""
 
     CREATE = "create"
     MOUNT = "mount"
-    REMOVE = "remove"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,7 @@ class Intent:
 
     Attributes:
         detail: what a start needs to finish or undo it. Of Create the `options`, and the time as `created`; of
-            Mount the `mount_id` and the `count` that it had; of Remove nothing.
+            Mount the `mount_id` and the `count` that it had.
     """
 
     volume: str
@@ -90,7 +96,7 @@ class ReferenceStore:
     there; and the intents of verbs that have not ended.
 
     Attributes:
-        is_new: there was no such file; what references there were are lost.
+        is_new: no driver has begun with this file; what references there were are lost.
 
     Raises:
         StateDamaged: the content of the file is not what was written.
@@ -121,9 +127,9 @@ class ReferenceStore:
         self._connection.execute("PRAGMA journal_mode = WAL")
         # NORMAL: a killed process loses nothing. A power cut may, but ends every mount as well.
         self._connection.execute("PRAGMA synchronous = NORMAL")
-        self.is_new = version == 0
         for number, migration in enumerate(_MIGRATIONS[version:], version + 1):
             self._connection.executescript(f"BEGIN; {migration} PRAGMA user_version = {number}; COMMIT;")
+        self.is_new = not self._connection.execute("SELECT 1 FROM boot").fetchall()
 
     def close(self) -> None:
         with self._lock:
@@ -141,9 +147,17 @@ class ReferenceStore:
                 run("DELETE FROM mount_references WHERE volume = ? AND mount_id = ?", (volume, mount_id))
             run("DELETE FROM intents WHERE volume = ?", (volume,))
 
+    def set_apart(self, volume: str, mount_id: str, former: str) -> None:
+        """Have `former` hold, besides what it does, what `mount_id` holds."""
+        with self._transaction() as run:
+            run(_ADD_APART, (former, volume, mount_id))
+            run("DELETE FROM mount_references WHERE volume = ? AND mount_id = ?", (volume, mount_id))
+
     def drop(self, volume: str) -> None:
-        """Forget every reference of `volume`."""
-        self._run("DELETE FROM mount_references WHERE volume = ?", volume)
+        """Forget every reference of `volume`. Settles an intent for it."""
+        with self._transaction() as run:
+            run("DELETE FROM mount_references WHERE volume = ?", (volume,))
+            run("DELETE FROM intents WHERE volume = ?", (volume,))
 
     def load(self) -> References:
         """Every reference."""
@@ -151,6 +165,15 @@ class ReferenceStore:
         for volume, mount_id, count in self._run("SELECT volume, mount_id, count FROM mount_references"):
             references.setdefault(volume, {})[mount_id] = count
         return references
+
+    def engine(self, volume: str, mount_id: str) -> Engine | None:
+        """Who asked for a reference last; None where that is not known."""
+        rows = self._run(
+            "SELECT engine_pid, engine_started FROM mount_references WHERE volume = ? AND mount_id = ?",
+            volume,
+            mount_id,
+        )
+        return Engine(*rows[0]) if rows and rows[0][0] is not None else None
 
     def engines(self) -> dict[tuple[str, str], Engine | None]:
         """Who asked for each reference, by volume and Mount ID; None where that is not known."""
@@ -191,14 +214,20 @@ class ReferenceStore:
         rows = self._run("SELECT id FROM boot")
         return rows[0][0] if rows else None
 
-    def begin_boot(self, boot_id: str) -> None:
-        """Start anew: what was mounted in an earlier boot, and who held it, is forgotten."""
+    def begin_boot(self, boot_id: str, held: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Start anew: what was mounted in an earlier boot, and who held it, is forgotten.
+
+        Args:
+            held: volumes that are held all the same, by a Mount ID that nobody will give back.
+        """
         with self._transaction() as run:
             run("DELETE FROM mount_references")
             run("DELETE FROM shown")
             run("DELETE FROM intents WHERE verb = ?", (Verb.MOUNT,))
             run("DELETE FROM boot")
             run("INSERT INTO boot VALUES (?)", (boot_id,))
+            for volume, mount_id in held.items():
+                run(_SET, (volume, mount_id, 1, *NOBODY))
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Callable[..., object]]:

@@ -33,9 +33,21 @@ class Shown(NamedTuple):
         """What is alike in all that show the same volume: tokens of a volume are file systems of their own."""
         return Shown("", "/", self.source) if self.source.startswith(SOURCE_OF_TOKENS) else self
 
-    def is_renamed(self, now: Shown) -> bool:
-        """Whether `now` is a directory of the same file system under another path: the host has renamed it."""
-        return (self.device, self.source) == (now.device, now.source) and self.root != now.root
+    @property
+    def export(self) -> Shown | None:
+        """What is alike in all mounts of an NFS export: another device, mounted anew. None for what is none.
+
+        The kernel has the path in the source and the same root for all; `storage.mountinfo` makes the root of it.
+        """
+        server, colon, path = self.source.partition(":/")
+        return Shown("", self.root, server) if colon and self.root == f"/{path}" else None
+
+    def is_now(self, now: Shown) -> bool:
+        """Whether `now`, at the same mountpoint, is this directory, which may have been renamed since: the kernel
+        then tells the new name for all its mounts, for an NFS export in the source.
+        """
+        is_one_export = self.export is not None and now.export is not None
+        return self.device == now.device and (self.source == now.source or is_one_export)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +56,7 @@ class Volume:
 
     `references` counts, for each Mount ID, the Mounts that no Unmount has answered yet (`docker cp` mounts
     again with the ID of the running container). `shown` is what was mounted for them, as far as it is known.
+    `stale` is a sentence on who holds an NFS mount that the server does not know any more; empty for nobody known.
     """
 
     name: str
@@ -52,6 +65,7 @@ class Volume:
     mountpoint: str
     references: Mapping[str, int] = field(default_factory=dict)
     shown: Shown | None = None
+    stale: str = ""
 
     @property
     def is_mounted(self) -> bool:

@@ -12,11 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
 
+from volumedriver import mountcalls
 from volumedriver.nfs_worker import LONGEST_MESSAGE
 
 log = structlog.get_logger()
@@ -24,6 +25,7 @@ log = structlog.get_logger()
 Facts = Mapping[str, Any]
 
 _NURSERY = (sys.executable, "-P", "-m", "volumedriver.nfs_worker")  # -P: a module in / is none of ours
+_LONGEST_STEPS = 1 << 16  # all that a pipe holds
 _WARM = 2
 _ATTEMPTS = 3
 _SPARE_S = 2  # we kill what takes too long; the kernel does so if we cannot any more
@@ -59,6 +61,7 @@ class Workers:
         self._lock = threading.Lock()
         self._nursery: _Nursery | None = None
         self._idle: list[_Worker] = []
+        self._busy = 0
         self._is_closed = False
 
     def prepare(self) -> None:
@@ -91,6 +94,10 @@ class Workers:
         except NoAnswer:
             return None
 
+    def counts(self) -> Mapping[str, int]:
+        """How many are `idle`, and how many `busy` with a request that somebody waits for."""
+        return {"idle": len(self._idle), "busy": self._busy}
+
     def close(self) -> None:
         """End all of them."""
         with self._lock:
@@ -110,12 +117,23 @@ class Workers:
                 with self._lock:
                     worker = self._idle.pop() if self._idle else self._spawned()
                 worker.await_ready(deadline)
-                return ask(worker)
+                with self._counted():
+                    return ask(worker)
             except TimeoutError as error:
                 raise NoWorker("no worker process was ready in time: this host is overloaded") from error
             except ConnectionError as error:
                 failure = error
         raise NoWorker("no worker process can be started") from failure
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._lock:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy -= 1
 
     def _asked(
         self, worker: _Worker, request: Facts, fds: Sequence[int], deadline: float, *, is_left: bool = False
@@ -123,15 +141,16 @@ class Workers:
         """Raises ConnectionError if the worker died before it began."""
         try:
             answer = worker.asked(request, fds, deadline)
-        except TimeoutError:
-            if not is_left:
+        except OSError as error:
+            is_late = isinstance(error, TimeoutError)
+            if is_late and not is_left:
                 worker.kill()
+            step = worker.last_step()
             worker.dismiss()
-            raise NoAnswer(worker.step) from None
-        except ConnectionError as error:
-            worker.dismiss()
-            if worker.step:
-                raise NoWorker(error.errno, f"a worker died at {worker.step['step']}") from error
+            if is_late:
+                raise NoAnswer(step) from None
+            if step:
+                raise NoWorker(error.errno, f"a worker died at {step['step']}") from error
             raise
         self._give_back(worker)
         return answer
@@ -173,13 +192,16 @@ class _Nursery:
 
     def worker(self) -> _Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        reading_fd, writing_fd = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(reading_fd, False)
+        worker = _Worker(ours, reading_fd)
         try:
-            with theirs:
-                socket.send_fds(self._control, [b"w"], [theirs.fileno()], socket.MSG_DONTWAIT)
+            with theirs, mountcalls.closing(writing_fd):
+                socket.send_fds(self._control, [b"w"], [theirs.fileno(), writing_fd], socket.MSG_DONTWAIT)
         except OSError:
-            ours.close()
+            worker.dismiss()
             raise
-        return _Worker(ours)
+        return worker
 
     def end(self) -> None:
         self._control.close()
@@ -191,12 +213,12 @@ class _Nursery:
 
 
 class _Worker:
-    """Our end of the connection with one worker."""
+    """Our end of the connection with one worker, and of the pipe into which it writes what it is at."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, steps_fd: int) -> None:
         self._connection = connection
+        self._steps_fd = steps_fd
         self._pidfd: int | None = None
-        self.step: Facts = {}
 
     def await_ready(self, deadline: float) -> None:
         """Raises ConnectionError if it is not there any more, TimeoutError if not yet; it is dismissed then."""
@@ -214,18 +236,24 @@ class _Worker:
             raise
 
     def asked(self, request: Facts, fds: Sequence[int], deadline: float) -> Facts:
-        """The answer to `request`. Until then `step` is what the worker has said last."""
-        self.step = {}
+        """The answer to `request`. If there is none, `last_step` is what the worker was at."""
+        self.last_step()  # of the request before
+        self._await(deadline)
         socket.send_fds(self._connection, [json.dumps(request).encode()], fds)
-        while True:
-            self._await(deadline)
-            message = self._connection.recv(LONGEST_MESSAGE)
-            if not message:
-                raise ConnectionResetError
-            facts: Facts = json.loads(message)
-            if "done" in facts:
-                return facts
-            self.step = facts
+        message = self._connection.recv(LONGEST_MESSAGE)
+        if not message:
+            raise ConnectionResetError
+        facts: Facts = json.loads(message)
+        return facts
+
+    def last_step(self) -> Facts:
+        """What it has begun last since this was asked; nothing if it has begun nothing."""
+        try:
+            steps = os.read(self._steps_fd, _LONGEST_STEPS)
+        except BlockingIOError:
+            return {}
+        whole = steps[: steps.rfind(b"\n") + 1].splitlines()
+        return json.loads(whole[-1]) if whole else {}
 
     def kill(self) -> None:
         """Kill it, and wait for a moment: one that is gone has not finished what it was at."""
@@ -233,11 +261,12 @@ class _Worker:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         if not self._has_ended(wait_s=_DEATH_S):
-            log.warning("a killed worker waits in the kernel still", step=self.step)
+            log.warning("a killed worker waits in the kernel still")
 
     def dismiss(self) -> None:
         """Let go of it: it ends when it has nothing more to do."""
         self._connection.close()
+        os.close(self._steps_fd)
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None

@@ -132,8 +132,8 @@ def test_what_is_shown_is_the_directory_and_each_token_is_another(
     (a,), (b,), (c,), (t,), (u,) = (mounter.shown(str(tmp_path / name)) for name in "abctu")
     assert a == b
     assert len({a, c, t, u}) == 4
-    assert a.is_renamed(c)
-    assert not a.is_renamed(t)
+    assert a.is_now(c)
+    assert not a.is_now(t)
     assert mounter.shown(str(source)) == []
 
 

@@ -142,6 +142,52 @@ def test_what_containers_hold_is_published_again_after_a_forced_disable(host: Ho
             assert driver.mounts() == []
 
 
+@pytest.mark.parametrize("read_only", ["false", "true"])
+def test_token_is_had_again_from_the_container_that_holds_it(host: Host, read_only: str) -> None:
+    """After a forced disable: a new one would be another, by which the sidecar does not know the container."""
+    with driver_on(host) as driver:
+        driver.done("Create", Name="bucket", Opts={"bucket_name": "imagery", "read_only": read_only})
+        driver.mount("bucket", "x")
+        before, mountpoint = published(driver, "bucket"), driver.mountpoint("bucket")
+        assert before is not None
+        driver.process.kill()
+    with host.container(mountpoint):
+        host.run("umount", "-l", mountpoint)
+        with driver_on(host, *OFTEN) as driver:
+            wait_until(lambda: is_mounted(driver, "bucket"), "the token to be published again")
+            (ours,) = driver.mounts()
+            assert ours.shows_same_as(before)
+            assert (ours.source, ours.is_mounted_read_only) == (before.source, read_only == "true")
+            host.run("umount", "-l", mountpoint)
+            assert driver.mount("bucket", "x").exists()
+            (again,) = driver.mounts()
+            assert again.shows_same_as(before)
+            driver.done("Unmount", Name="bucket", ID="x")
+            driver.done("Unmount", Name="bucket", ID="x")
+            assert driver.mounts() == []
+
+
+def test_token_of_a_container_that_may_mount_what_it_likes_is_not_believed(host: Host) -> None:
+    """In a user namespace of its own anybody makes a file system that looks like the token."""
+    with driver_on(host) as driver:
+        driver.done("Create", Name="bucket", Opts={"bucket_name": "imagery"})
+        driver.mount("bucket", "x")
+        mountpoint = driver.mountpoint("bucket")
+        driver.process.kill()
+    host.run("umount", "-l", mountpoint)
+    script = 'mount -t tmpfs "brokervol:$0" /mnt && touch /mnt/theirs && echo ready && exec cat'
+    command = ["unshare", "--user", "--map-root-user", "-m", "sh", "-c", script, os.path.basename(mountpoint)]
+    with subprocess.Popen([*host.entering, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as theirs:
+        assert theirs.stdout is not None
+        assert theirs.stdout.readline() == b"ready\n"
+        with driver_on(host) as driver:
+            wait_until(lambda: is_mounted(driver, "bucket"), "the token to be published again")
+            assert os.listdir(f"/proc/{driver.process.pid}/root{mountpoint}") == []
+            driver.process.wait_for_log("token not taken from its holder")
+            driver.done("Unmount", Name="bucket", ID="x")
+        theirs.communicate()
+
+
 def test_what_is_mounted_on_top_is_taken_off(host: Host) -> None:
     with driver_on(host, *OFTEN) as driver:
         driver.create("data", "/srv/data")

@@ -38,7 +38,7 @@ Take = Callable[[str], bool]
 def seam(take: Take) -> Iterator[None]:
     """Have `take` told of each step in the block."""
     with contextlib.ExitStack() as undo:
-        for method in ("intend", "set", "set_shown", "settle", "drop"):
+        for method in ("intend", "set", "set_apart", "set_shown", "settle", "drop"):
             _patch(undo, take, ReferenceStore, method, StateUnavailable(_FULL))
         for method in ("add", "remove"):
             _patch(undo, take, DefinitionStore, method, sqlite3.OperationalError(_FULL))

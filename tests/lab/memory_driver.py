@@ -10,7 +10,7 @@ from lab.memory_mounter import MemoryMounter
 from storage.definitions import definitions_path
 from volumedriver.driver import Driver, Parts
 from volumedriver.engines import Engine
-from volumedriver.holders import Wanted
+from volumedriver.holders import Hold, Wanted
 from volumedriver.hostpaths import HostDirectories
 from volumedriver.mending import opened_definitions, opened_references
 from volumedriver.mounter import Mounter
@@ -28,13 +28,19 @@ class Containers:
         self.holding: list[int] = []  # hold everything
         self.asked: list[Wanted] = []
 
-    def of(self, wanted: Wanted) -> list[int]:
-        self.asked.append(wanted)
-        return self.holding + [7 for shown in self.running.values() if shown.holding == wanted.shown.holding]
+    def held(self, wanted: Mapping[str, Wanted]) -> dict[str, list[Hold]]:
+        self.asked += wanted.values()
+        return {name: holds for name, volume in wanted.items() if (holds := self._holds(volume.shown))}
 
-    def held(self, wanted: Mapping[str, Wanted]) -> set[str]:
-        holding = {shown.holding for shown in self.running.values()}
-        return {name for name, volume in wanted.items() if volume.shown.holding in holding or self.holding}
+    def _holds(self, shown: Shown) -> list[Hold]:
+        mounted = {container: has for container, has in self.running.items() if is_same_volume(has, shown)}
+        of_all = [Hold(pid, "/of-all", 0, shown.device) for pid in self.holding]
+        return of_all + [Hold(7, container, 0, has.device) for container, has in mounted.items()]
+
+
+def is_same_volume(shown: Shown, other: Shown) -> bool:
+    """Whether both show the same volume, perhaps as it was mounted at another time."""
+    return shown.holding == other.holding or (shown.export is not None and shown.export == other.export)
 
 
 class Machine:
@@ -74,12 +80,7 @@ class Machine:
             stack.callback(hosts.close)
             self.parts = self._parts(hosts)
             self.driver = Driver(self.parts)
-            self.reconciler = Reconciler(
-                self.driver,
-                self.parts,
-                clock=lambda: self.now,
-                is_alive=lambda engine: engine in self.living_engines,
-            )
+            self.reconciler = Reconciler(self.driver, self.parts, clock=lambda: self.now)
             self._closing = stack.pop_all()
         return self.driver
 
@@ -93,6 +94,7 @@ class Machine:
             holders=self.containers,
             boot_id=self.boot_id,
             lock_timeout_s=self.lock_timeout_s,
+            is_alive=lambda engine: engine in self.living_engines,
         )
 
     def stop(self) -> None:

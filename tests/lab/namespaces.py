@@ -17,7 +17,7 @@ from pathlib import Path
 
 from storage.mountinfo import Mount, read_mounts
 
-_CLONE_NEWNS = 0x00020000
+_CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
 _MS_REC_PRIVATE = 0x4000 | 1 << 18
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -101,7 +101,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def in_private_namespace(test: Callable[..., None]) -> Callable[..., None]:
     """Run a test in a child process with a private mount namespace; without root, run it as it is."""
+    return _in_child(test, _CLONE_NEWNS)
 
+
+def in_private_network(test: Callable[..., None]) -> Callable[..., None]:
+    """The same with a private network as well, in which there is nothing but a loopback that is down."""
+    return _in_child(test, _CLONE_NEWNS | _CLONE_NEWNET)
+
+
+def _in_child(test: Callable[..., None], namespaces: int) -> Callable[..., None]:
     @functools.wraps(test)
     def wrapped(*arguments: object, **keywords: object) -> None:
         if os.geteuid() != 0:
@@ -111,7 +119,7 @@ def in_private_namespace(test: Callable[..., None]) -> Callable[..., None]:
         child = os.fork()
         if child == 0:
             os.close(reading)
-            os._exit(_isolated(lambda: test(*arguments, **keywords), writing))
+            os._exit(_isolated(lambda: test(*arguments, **keywords), namespaces, writing))
         os.close(writing)
         with os.fdopen(reading, "rb") as report:
             failure = report.read().decode()
@@ -121,10 +129,10 @@ def in_private_namespace(test: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def _isolated(test: Callable[[], None], report_fd: int) -> int:
+def _isolated(test: Callable[[], None], namespaces: int, report_fd: int) -> int:
     try:
-        if _libc.unshare(_CLONE_NEWNS) != 0 or _libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None) != 0:
-            raise OSError(ctypes.get_errno(), "no private mount namespace")
+        if _libc.unshare(namespaces) != 0 or _libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None) != 0:
+            raise OSError(ctypes.get_errno(), "no private namespace")
         test()
     except BaseException:
         os.write(report_fd, traceback.format_exc().encode())

@@ -114,7 +114,7 @@ def _pass_on(waiting: selectors.DefaultSelector, source: socket.socket, target: 
         target.sendall(data)
     if not data:
         for end in (source, target):
-            with contextlib.suppress(KeyError):
+            with contextlib.suppress(KeyError, ValueError):  # ended by the other end a moment ago
                 waiting.unregister(end)
             end.close()
 

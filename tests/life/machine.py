@@ -6,6 +6,7 @@ comes to its decisions is not in it.
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Callable
@@ -16,20 +17,24 @@ from tempfile import TemporaryDirectory
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lab.memory_driver import Machine
+from lab.memory_driver import Machine, is_same_volume
 from lab.memory_mounter import MemoryMounter
 from storage.definitions import backup_path, definitions_path, from_json
 from volumedriver.engines import NOBODY, Engine
 from volumedriver.errors import DriverError, MountFailed, VolumeConflict, VolumeInUse, VolumeNotFound
+from volumedriver.holders import Hold
+from volumedriver.holds import Holds
 from volumedriver.mounter import KernelMounter, Mounter
 from volumedriver.reconcile import GRACE_S, LIVING_ENGINE_GRACE_S
 from volumedriver.recovery import LOST_ID
 from volumedriver.volume import Shown
+from volumedriver.workers import Workers
 
 KINDS = {
     "directory": {"host_path": "/srv/data"},
     "read-only": {"host_path": "/srv/data", "read_only": "true"},
     "bucket": {"bucket_name": "imagery"},
+    "export": {"nfs_path": "nas:/data"},
 }
 NAMES = st.sampled_from(["data", "data2"])
 DISASTERS = (
@@ -40,6 +45,7 @@ DISASTERS = (
     "machine_reboots",
     "definitions_are_lost",
     "references_are_lost",
+    "nfs_server_comes_back_with_other_files",
 )
 LOSSES = (b"", b"damaged" * 1000, b"SQLite format 3\0" + b"x" * 5000, None)
 FASTEST = "/dev/shm"  # what is synced there is not waited for
@@ -69,6 +75,9 @@ class Model:
     references: dict[str, dict[str, Reference]] = field(default_factory=dict)
     containers: dict[str, Container] = field(default_factory=dict)
     pending: list[tuple[str, str]] = field(default_factory=list)  # mounted for, and not started
+    ended: list[tuple[str, str]] = field(
+        default_factory=list
+    )  # by an engine that was killed; may be started again
     disturbed: set[str] = field(default_factory=set)  # the kernel's mounts are wrong until somebody looks
 
     def held(self, name: str) -> dict[str, Reference]:
@@ -84,6 +93,13 @@ class InMemory:
     def mounter(self) -> Mounter | None:
         return None
 
+    def kind(self, wanted: str) -> str:
+        """The kind of volume to make: the kernel has no NFS server here."""
+        return wanted
+
+    def forget_exports(self) -> None:
+        self._mounter.forget_exports()
+
     @property
     def _mounter(self) -> MemoryMounter:
         return self.machine.mounter
@@ -98,11 +114,25 @@ class InMemory:
         self._mounter.foreign[mountpoint] = Shown("9:9", "/else", "other")
 
 
+class NoHolds(Holds):
+    """The containers have no processes whose tokens could be had."""
+
+    def adopt(self, hold: Hold, target_fd: int, *, read_only: bool) -> None:
+        del hold, target_fd, read_only
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+
+
 class InKernel(InMemory):
     """The same with real mounts, in a mount namespace of the test's own."""
 
     def mounter(self) -> Mounter:
-        return KernelMounter()
+        return KernelMounter(holds=NoHolds(Workers()))
+
+    def kind(self, wanted: str) -> str:
+        return "directory" if wanted == "export" else wanted
+
+    def forget_exports(self) -> None:
+        pass
 
     def detach_all(self) -> None:
         for mountpoint in self.machine.parts.mounter.mountpoints(str(self.machine.root / "volumes")):
@@ -151,6 +181,7 @@ class DriverLife(RuleBasedStateMachine):
 
     @rule(name=NAMES, kind=st.sampled_from([*KINDS]))
     def create(self, name: str, kind: str) -> None:
+        kind = self.behind.kind(kind)
         before = self.model.kinds.get(name, kind)
         self._fails(before != kind, VolumeConflict, lambda: self.machine.driver.create(name, KINDS[kind]))
         self.model.kinds.setdefault(name, kind)
@@ -207,6 +238,15 @@ class DriverLife(RuleBasedStateMachine):
             self._unmount(name, mount_id)
         self.machine.driver.unmount(name, "unknown")
 
+    @precondition(lambda self: self.model.ended)
+    @rule()
+    def start_again(self) -> None:
+        """A container of an engine that was killed, which still has its Mount ID."""
+        name, mount_id = self.model.ended.pop()
+        if name in self.model.kinds:
+            self._mount(name, mount_id)
+            self.model.pending.append((name, mount_id))
+
     @precondition(lambda self: self.model.containers)
     @rule(which=st.integers(0, 99), is_cut=st.booleans())
     def copy(self, which: int, is_cut: bool) -> None:
@@ -237,6 +277,7 @@ class DriverLife(RuleBasedStateMachine):
     def _engine_is_killed(self, choice: int) -> None:
         """It sends no Unmount, and comes back. It has detached all, and ends containers, sooner or later."""
         self._engine_comes_back()
+        self.model.ended = [(each.volume, each.mount_id) for each in self.model.containers.values()]
         ends_first = choice > 1
         if ends_first:
             self._end_containers(len(self.model.containers))
@@ -279,6 +320,10 @@ class DriverLife(RuleBasedStateMachine):
         model.references = kept
         model.disturbed &= kept.keys()
 
+    def _nfs_server_comes_back_with_other_files(self, _: int) -> None:
+        """A Mount gives the new ones; who has the old ones is told."""
+        self.behind.forget_exports()
+
     @rule(name=NAMES, covers=st.booleans())
     def somebody_meddles(self, name: str, covers: bool) -> None:
         """Unmounts what we have mounted, or mounts something on top."""
@@ -306,6 +351,8 @@ class DriverLife(RuleBasedStateMachine):
         self.model.disturbed.clear()
         for container in self.model.containers.values():
             self._is_published(container)
+        for name in self.model.kinds:
+            assert bool(self.machine.driver.get(name).stale) == self._is_held_stale(name)
         for name in self.model.references:
             assert seconds < LIVING_ENGINE_GRACE_S or self._is_held(name), "kept for nobody"
 
@@ -362,7 +409,18 @@ class DriverLife(RuleBasedStateMachine):
         return shown is not None and self._is_in_container(shown)
 
     def _is_in_container(self, shown: Shown) -> bool:
-        return any(found.holding == shown.holding for found in self.machine.containers.running.values())
+        return any(is_same_volume(found, shown) for found in self.machine.containers.running.values())
+
+    def _is_stale(self, shown: Shown) -> bool:
+        return bool(self.machine.mounter.stale([Hold(0, "", 0, shown.device)]))
+
+    def _is_held_stale(self, name: str) -> bool:
+        """Whether the driver can know that somebody has what an NFS server does not know any more."""
+        shown = self.machine.driver.get(name).shown
+        if shown is None or not self.model.held(name):
+            return False
+        running = self.machine.containers.running.values()
+        return any(is_same_volume(found, shown) and self._is_stale(found) for found in running)
 
     def _needs_mount(self, name: str) -> bool:
         return not self.model.held(name) or name in self.model.disturbed
@@ -370,7 +428,14 @@ class DriverLife(RuleBasedStateMachine):
     def _mount(self, name: str, mount_id: str) -> None:
         machine = self.machine
         machine.driver.mount(name, mount_id, machine.engine)
+        shown = machine.driver.get(name).shown
+        assert shown is not None
+        assert not self._is_stale(shown)
         counts = self.model.references.setdefault(name, {})
+        if mount_id in counts and counts[mount_id].engine not in machine.living_engines:
+            former = counts.pop(mount_id)
+            former.count += counts[f"former {mount_id}"].count if f"former {mount_id}" in counts else 0
+            counts[f"former {mount_id}"] = former
         before = counts[mount_id].count if mount_id in counts else 0
         counts[mount_id] = Reference(before + 1, machine.engine, machine.now + LIVING_ENGINE_GRACE_S)
         self.model.disturbed.discard(name)
@@ -378,6 +443,8 @@ class DriverLife(RuleBasedStateMachine):
     def _unmount(self, name: str, mount_id: str) -> None:
         self.machine.driver.unmount(name, mount_id)
         counts = self.model.held(name)
+        if mount_id not in counts:
+            mount_id = f"former {mount_id}"
         if mount_id in counts:
             counts[mount_id].count -= 1
             if not counts[mount_id].count:
@@ -430,9 +497,13 @@ class DriverLife(RuleBasedStateMachine):
             path.write_bytes(content)
 
     def _is_published(self, container: Container) -> None:
-        """The sidecar knows a container by it: it sees what we have mounted. A token made anew is another."""
+        """The sidecar knows a container by it: it sees what we have mounted. A token is had from its holder then.
+
+        Not so if that is stale; and a token that was made anew, since nobody had it just then, is another.
+        """
         name = container.volume
-        if container.mount_id in self.model.held(name) and self.model.kinds[name] != "bucket":
+        is_other = type(self.behind) is InKernel and self.model.kinds[name] == "bucket"
+        if container.mount_id in self.model.held(name) and not is_other and not self._is_stale(container.shown):
             mountpoint = self.machine.driver.get(name).mountpoint
             assert self.machine.parts.mounter.shown(mountpoint) == [container.shown]
 

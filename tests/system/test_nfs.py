@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
 import os
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,104 +14,27 @@ from pathlib import Path
 import pytest
 
 from lab.inner_engine import IMAGE, InnerEngine, inner_engine
-from lab.keeper import descendants
 from lab.nas import PREPARE, Nas, Relay, deaf_port, relay
-from lab.processes import Running, running, wait_until
-from lab.unix_http import Answer, request
+from lab.nfs_driver import (
+    ID,
+    TIMEOUT_S,
+    WARM,
+    Driver,
+    assert_gone,
+    exported,
+    mount_and_unmount,
+    running_driver,
+    seconds,
+)
+from lab.processes import wait_until
+from lab.unix_http import request
 from storage.definitions import mountpoint
-from storage.mountinfo import Mount, mount_at, read_mounts
+from storage.mountinfo import mount_at, read_mounts
+from volumedriver import network
 
 RUNS_INSIDE = PREPARE
 
 VERSIONS = ["4.2", "4.1", "4.0", "3"]
-ID = "a" * 64
-TIMEOUT_S = 3
-WARM = 3  # processes for NFS that may stay: the nursery and two workers
-DIRECTORY = "/run/bv"
-
-
-class Driver:
-    """A running driver, called as the engine does."""
-
-    def __init__(self, process: Running, root: str) -> None:
-        self.process = process
-        self.root = root
-
-    def call(self, verb: str, **fields: object) -> Answer:
-        return request(self.process.socket_path, "POST", f"/VolumeDriver.{verb}", json.dumps(fields).encode())
-
-    def done(self, verb: str, **fields: object) -> Answer:
-        answer = self.call(verb, **fields)
-        assert (answer.status, answer.json["Err"]) == (200, ""), answer.body
-        return answer
-
-    def error(self, status: int, verb: str, **fields: object) -> str:
-        answer = self.call(verb, **fields)
-        assert answer.status == status, answer.body
-        return str(answer.json["Err"])
-
-    def create(self, name: str, nfs_path: str | Path, mount_options: str = "", **options: str) -> None:
-        """A volume, on `nas` unless another server is named."""
-        place = nfs_path if isinstance(nfs_path, str) else f"nas:{exported(nfs_path)}"
-        given = {"type": "nfs", "nfs_path": place, "mount_options": mount_options, **options}
-        self.done("Create", Name=name, Opts=given)
-
-    def mount(self, name: str, mount_id: str = ID) -> Path:
-        return Path(self.done("Mount", Name=name, ID=mount_id).json["Mountpoint"])
-
-    def mounted(self, nfs_path: str | Path, mount_options: str = "", **options: str) -> Path:
-        """The files of a new volume."""
-        name = f"v{next(_NUMBERS)}"
-        self.create(name, nfs_path, mount_options, **options)
-        return self.mount(name)
-
-    def refused(self, status: int, nfs_path: str | Path, mount_options: str = "", **options: str) -> str:
-        """The sentence with which a new volume is not mounted. Nothing may be left of the attempt."""
-        name = f"v{next(_NUMBERS)}"
-        self.create(name, nfs_path, mount_options, **options)
-        sentence = self.error(status, "Mount", Name=name, ID=ID)
-        assert not os.path.lexists(mountpoint(self.root, name))
-        self.done("Remove", Name=name)
-        return sentence
-
-    def remove_all(self) -> None:
-        for volume in self.done("List").json["Volumes"]:
-            if volume["Mountpoint"]:
-                self.done("Unmount", Name=volume["Name"], ID=ID)
-            self.done("Remove", Name=volume["Name"])
-
-    def mounts(self) -> list[Mount]:
-        return [mount for mount in read_mounts() if mount.mountpoint.startswith(f"{self.root}/volumes/")]
-
-    def nothing_is_left(self) -> None:
-        assert self.mounts() == []
-        assert os.listdir(f"{self.root}/volumes") == []
-        self.wait_for_idle_workers()
-
-    def workers(self) -> list[int]:
-        """Its processes for NFS."""
-        return descendants(self.process.pid)
-
-    def wait_for_idle_workers(self) -> None:
-        wait_until(lambda: len(self.workers()) <= WARM, "no more than the warm workers")
-
-
-_NUMBERS = itertools.count()
-
-
-def exported(path: Path) -> str:
-    """A path of the server as its clients name it."""
-    return f"/{path.relative_to(Nas.directory)}"
-
-
-@contextlib.contextmanager
-def running_driver(name: str, *options: str) -> Iterator[Driver]:
-    """A driver with a directory of its own. What it leaves mounted stays for the next of the name."""
-    root, socket_path = f"{DIRECTORY}/{name}", f"{DIRECTORY}/{name}.sock"
-    command = [sys.executable, "-m", "volumedriver", "--socket", socket_path, "--root", root]
-    timeout = ["--nfs-mount-timeout-s", str(TIMEOUT_S)]
-    with running([*command, *timeout, *options], {}, socket_path) as process:
-        yield Driver(process, root)
 
 
 @pytest.fixture(scope="module")
@@ -157,16 +77,6 @@ def export(nas: Nas) -> Path:
     (path / "sub/deep").mkdir(parents=True)
     (path / "sub/deep/file").write_text("content")
     return path
-
-
-def assert_gone(pids: list[int]) -> None:
-    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), f"{pids} are gone")
-
-
-def seconds(call: Callable[[], object]) -> float:
-    started = time.monotonic()
-    call()
-    return time.monotonic() - started
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -305,7 +215,7 @@ def test_the_server_is_not_known(driver: Driver) -> None:
 
 def test_the_server_is_nowhere(driver: Driver) -> None:
     refused = driver.refused(503, "192.0.2.1:/x")
-    assert "there is no way to 192.0.2.1 (Network is unreachable)" in refused
+    assert "there is no route to 192.0.2.1: check this host's network" in refused
 
 
 def test_nobody_listens(driver: Driver) -> None:
@@ -341,12 +251,6 @@ def test_what_hangs_costs_others_nothing(driver: Driver, export: Path) -> None:
     # One processor, which may be busy with other things as well: what waits would take seconds.
     assert statistics.median(asked_s) < 0.05
     assert statistics.median(mounted_s) < 3 * quiet_s + 0.05
-
-
-def mount_and_unmount(driver: Driver, name: str) -> float:
-    took_s = seconds(partial(driver.mount, name))
-    driver.done("Unmount", Name=name, ID=ID)
-    return took_s
 
 
 @pytest.fixture
@@ -543,3 +447,110 @@ def test_a_real_engine_tells_why_and_stays_alive(engine: tuple[InnerEngine, Driv
     docker.done("rm", good, nowhere, deaf)
     docker.done("volume", "rm", "good", "nowhere", "deaf")
     driver.nothing_is_left()
+
+
+def health(driver: Driver, name: str) -> str:
+    """The health of a volume, as `docker volume inspect` shows it."""
+    status = driver.done("Get", Name=name).json["Volume"]["Status"]
+    return f"{status['health']}: {status['health_reason']}"
+
+
+def wait_for_health(driver: Driver, name: str, wanted: str) -> None:
+    wait_until(lambda: health(driver, name).startswith(wanted), f"{name} is {wanted}: {health(driver, name)}")
+
+
+@pytest.fixture
+def watching() -> Iterator[Driver]:
+    """A driver of its own, as what it remembers of the server is no other test's. It probes every second."""
+    with running_driver("watching", "--nfs-probe-s", "1") as driver:
+        yield driver
+        driver.remove_all()
+        driver.nothing_is_left()
+
+
+def test_a_dead_server_is_remembered_until_it_answers(watching: Driver, nas: Nas, export: Path) -> None:
+    driver = watching
+    driver.create("mounted", export)
+    driver.create("wanted", export / "sub")
+    assert health(driver, "mounted") == "unknown: no volume of this server is mounted"
+    driver.mount("mounted")
+    assert health(driver, "wanted") == "healthy: ", "they have one server"
+    assert network.connections(["127.0.0.1"], 2049) is not None, "the kernel's own connection is seen"
+    nas.stop()
+    try:
+        wait_for_health(driver, "mounted", "unreachable since 20")
+        assert "nas (127.0.0.1) refuses connections to port 2049: no NFS server runs" in health(driver, "wanted")
+        refused = driver.error(503, "Mount", Name="wanted", ID=ID)
+        assert "cannot mount nas:/data/sub: nas (127.0.0.1) refuses connections to port 2049: no NFS" in refused
+        assert " s, and a mount can be tried again when it answers" in refused
+        assert "nas has no" not in driver.refused(503, "nas:/nowhere"), "nothing is asked of it"
+        assert "port 9" in driver.refused(503, export, "port=9"), "that is another service"
+    finally:
+        nas.start()
+    wait_for_health(driver, "wanted", "healthy: ")
+    driver.mount("wanted")
+    assert "nas has no /nowhere" in driver.refused(400, "nas:/nowhere")
+    assert health(driver, "wanted") == "healthy: ", "a path that is not there says nothing against the server"
+    driver.done("Unmount", Name="wanted", ID=ID)
+
+
+def test_a_server_that_answers_late_is_slow(watching: Driver, export: Path) -> None:
+    with relay() as between:
+        watching.create("late", export, f"port={between.port},soft")
+        watching.mount("late")
+        wait_for_health(watching, "late", "healthy")
+        between.fall_silent()
+        late = (
+            f"slow: nas (127.0.0.1) accepts connections on port {between.port} but answers no request within 5 s"
+        )
+        wait_for_health(watching, "late", late)
+        between.speak_again()
+        wait_for_health(watching, "late", "healthy: ")
+
+
+def test_a_herd_of_mounts_of_a_silent_server_hinders_nobody(patient: Driver, export: Path) -> None:
+    driver, herd = patient, 80
+    driver.create("good", export)
+    with ThreadPoolExecutor(herd) as pool:
+        with deaf_port() as port:
+            for number in range(herd):
+                driver.create(f"bad{number}", "nas:/x", f"port={port}")
+            hanging = [
+                pool.submit(driver.error, 503, "Mount", Name=f"bad{number}", ID=ID) for number in range(herd)
+            ]
+            wait_until(lambda: f'calls_under_way{{call="Mount"}} {herd}.0' in metrics(driver), "all of them wait")
+            wait_until(lambda: len(driver.workers()) > 16, "sixteen are tried")
+            for _ in range(3):
+                for verb in ("Get", "List", "Path", "Capabilities"):
+                    driver.done(verb, Name="good")
+                mount_and_unmount(driver, "good")
+                assert len(driver.workers()) <= 16 + WARM
+            assert not any(future.done() for future in hanging)
+        sentences = [future.result() for future in hanging]  # it hung up on them
+    assert all(sentence.startswith("cannot mount nas:/x: ") for sentence in sentences)
+    assert sum("a mount can be tried again when it answers" in sentence for sentence in sentences) == herd - 16
+
+
+def metrics(driver: Driver) -> str:
+    return request(driver.process.socket_path, "GET", "/metrics").body.decode()
+
+
+def test_soon_after_boot_a_mount_waits_for_the_server(nas: Nas, export: Path) -> None:
+    options = ("--nfs-boot-s", "3600", "--nfs-mount-timeout-s", "20")
+    with running_driver("boot", *options) as driver, ThreadPoolExecutor(2) as pool:
+        driver.create("early", export)
+        driver.create("unknown", f"later.example:{exported(export)}")
+        nas.stop()
+        try:
+            mounting = [pool.submit(driver.mount, name) for name in ("early", "unknown")]
+            wait_for_health(driver, "early", "unreachable since ")
+            wait_for_health(driver, "unknown", "unreachable since ")
+            assert "the name later.example is not known here" in health(driver, "unknown")
+            assert not any(future.done() for future in mounting)
+        finally:
+            nas.start()
+            with open("/etc/hosts", "a", encoding="ascii") as hosts:
+                hosts.write("127.0.0.1 later.example\n")
+        assert all((future.result() / "sub").is_dir() for future in mounting)
+        driver.remove_all()
+        driver.nothing_is_left()

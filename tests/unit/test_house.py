@@ -18,7 +18,7 @@ TESTS = sorted(ROOT.glob("tests/**/*.py"))
 ALLOWED = {
     "storage": {"storage"},
     "sidecar": {"sidecar", "storage", "brokervol.server", "brokervol.bundle"},
-    "volumedriver": {"volumedriver", "storage", "brokervol.server"},
+    "volumedriver": {"volumedriver", "storage", "brokervol.server", "brokervol.__version__"},
 }
 OURS = {"storage", "sidecar", "volumedriver", "brokervol"}
 
@@ -49,7 +49,10 @@ HOMES = {
     "cheroot": {"brokervol.server"},
     "pytest": {"storage.testing"},
     "msgspec": {"sidecar.openapi", "sidecar.requests", "volumedriver.api"},
-    "docker": {"build"},
+    "docker": {"build", "brokervol.containers"},
+    "rich": {"brokervol.tables"},
+    "prometheus_client": {"volumedriver.metrics"},
+    "pyroute2": {"volumedriver.network"},
 }
 
 LONGEST_FUNCTION = 60
@@ -126,7 +129,7 @@ def test_what_must_start_fast_imports_little(module: str) -> None:
     loaded = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout.split()
-    heavy = {"sqlalchemy", "alembic", "boto3", "obstore", "docker"}
+    heavy = {"sqlalchemy", "alembic", "boto3", "obstore", "docker", "pyroute2"}
     if module.startswith("brokervol."):
-        heavy |= {"flask", "cheroot", "structlog", "volumedriver.api", "sidecar.api"}
+        heavy |= {"flask", "cheroot", "structlog", "rich", "prometheus_client", "volumedriver.api", "sidecar.api"}
     assert heavy.isdisjoint(loaded)

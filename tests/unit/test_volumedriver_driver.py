@@ -22,8 +22,10 @@ from volumedriver.errors import (
     VolumeInUse,
     VolumeNotFound,
 )
-from volumedriver.holders import Wanted
+from volumedriver.holders import Hold, Wanted
 from volumedriver.locks import NamedLocks
+from volumedriver.mounter import Source
+from volumedriver.stale import noted
 from volumedriver.store import Intent, Verb
 
 HOST = {"host_path": "/srv/data"}
@@ -283,3 +285,88 @@ def test_locks_are_forgotten_when_nobody_wants_them() -> None:
     with locks.held("a"), locks.held("b"):
         assert set(locks._locks) == {"a", "b"}
     assert locks._locks == {}
+
+
+def test_stale_volume_is_mounted_anew_for_the_next_container(machine: Machine) -> None:
+    machine.driver.create("far", {"nfs_path": "nas:/data"})
+    mountpoint = machine.driver.mount("far", "x")
+    (old,) = machine.mounter.shown(mountpoint)
+    machine.containers.running["old"] = old
+    machine.mounter.forget_exports()
+    assert machine.driver.mount("far", "y") == mountpoint
+    (new,) = machine.mounter.shown(mountpoint)
+    volume = machine.driver.get("far")
+    assert new != old
+    assert volume.shown == new == machine.references.shown()["far"]
+    assert volume.references == {"x": 1, "y": 1}
+    assert "process 7" in volume.stale
+    machine.driver.unmount("far", "x")
+    assert machine.mounter.shown(mountpoint) == [new]
+    machine.driver.unmount("far", "y")
+    assert machine.mounter.shown(mountpoint) == []
+    assert machine.driver.get("far").stale == ""
+
+
+def test_silent_server_is_not_taken_for_stale(machine: Machine) -> None:
+    machine.driver.create("far", {"nfs_path": "nas:/data"})
+    mountpoint = machine.driver.mount("far", "x")
+    before = machine.mounter.shown(mountpoint)
+    machine.mounter.silent.add("nas")
+    machine.mounter.forget_exports()
+    machine.driver.mount("far", "y")
+    assert machine.mounter.shown(mountpoint) == before
+    assert machine.driver.get("far").references == {"x": 1, "y": 1}
+
+
+def test_stale_volume_that_cannot_be_mounted_anew_keeps_its_references(machine: Machine) -> None:
+    machine.driver.create("far", {"nfs_path": "nas:/data"})
+    mountpoint = machine.driver.mount("far", "x")
+    machine.mounter.forget_exports()
+    fail_once(machine, MountFailed("nas denies /data to this host"))
+    with pytest.raises(MountFailed):
+        machine.driver.mount("far", "y")
+    assert machine.driver.get("far").references == {"x": 1}
+    assert machine.mounter.shown(mountpoint) == []
+    machine.reconciler.step()
+    assert len(machine.mounter.shown(mountpoint)) == 1
+    machine.driver.unmount("far", "x")
+    assert list((machine.root / "volumes").iterdir()) == []
+
+
+def test_token_is_taken_from_its_holder_and_else_made_anew(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.driver.create("bucket", {"bucket_name": "imagery"})
+    mountpoint = machine.driver.mount("bucket", "x")
+    before = machine.mounter.shown(mountpoint)
+    machine.containers.running["one"] = before[0]
+    machine.mounter.detach_all()
+    machine.driver.mount("bucket", "y")
+    assert machine.mounter.shown(mountpoint) == before
+    machine.mounter.detach_all()
+    mount = machine.mounter.mount
+
+    def denied(source: Source, mountpoint: str, *, read_only: bool) -> None:
+        if isinstance(source, Hold):
+            raise MountFailed("what the process has mounted is not what was looked for")
+        mount(source, mountpoint, read_only=read_only)
+
+    monkeypatch.setattr(machine.mounter, "mount", denied)
+    machine.driver.mount("bucket", "z")
+    (other,) = machine.mounter.shown(mountpoint)
+    assert other != before[0]
+    assert other.holding == before[0].holding
+    assert machine.driver.get("bucket").references == {"x": 1, "y": 1, "z": 1}
+
+
+def test_stale_holders_are_told_by_container(machine: Machine, tmp_path: Path) -> None:
+    identity = "0123456789abcdef" * 4
+    for pid, path in (("7", f"docker-{identity}.scope"), ("8", "user.slice")):
+        (tmp_path / pid).mkdir()
+        (tmp_path / pid / "cgroup").write_text(f"0::/system.slice/{path}\n")
+    holds = [Hold(pid, "/data", 1, "0:50") for pid in (9, 8, 7, 7)]
+    volume = noted(machine.driver.get("data"), holds, str(tmp_path))
+    assert volume.stale.endswith(": process 7 of container 0123456789ab, process 8, process 9")
+    many = noted(volume, [Hold(pid, "/data", 1, "0:50") for pid in range(20, 29)], str(tmp_path))
+    assert many.stale.endswith("process 24, 4 more")
+    assert noted(many, []).stale == ""

@@ -6,14 +6,18 @@ import errno
 import os
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from volumedriver import nfs
+from volumedriver.api import _health
 from volumedriver.errors import DriverError, InvalidVolume, MountFailed, NfsServerRefused, NfsUnavailable
+from volumedriver.health import ServerHealth, State
 from volumedriver.nfs import NfsMounts, NfsSource
 from volumedriver.nfs_mount import Request
+from volumedriver.nfs_servers import Servers
 from volumedriver.options import NfsOptions, parse
 from volumedriver.workers import NoAnswer, NoWorker, Workers
 
@@ -76,9 +80,9 @@ FAILURES: list[tuple[Facts, type[DriverError], str]] = [
         "nas is at 10.0.0.5, and ALLOWED_NFS_SERVERS of this host allows this path in 192.168.0.0/16 only",
     ),
     (
-        system(errno.EHOSTUNREACH, failed="connect", port=2049, **ADDRESS),
+        system(errno.EHOSTUNREACH, failed="connect", port=2049, address="127.0.0.1"),
         NfsUnavailable,
-        "there is no way to nas (10.0.0.5) (No route to host)",
+        "nas (127.0.0.1) cannot be reached (No route to host): it is down, or the network there",
     ),
     (
         system(errno.ECONNREFUSED, failed="connect", port=2049, **ADDRESS),
@@ -233,3 +237,100 @@ def test_detaching_does_not_wait_for_an_answer_but_tells_a_failure() -> None:
     NfsMounts(Scripted({"detached": True, "done": True})).detach("/x")
     with pytest.raises(OSError, match="Device or resource busy"):
         NfsMounts(Scripted(system(errno.EBUSY, failed="attach"))).remove("/x")
+
+
+def mounted_twice(outcome: Facts | Exception) -> tuple[Servers, list[str]]:
+    """Two mounts of one server: what is known of it then, and the sentences of those that failed."""
+    servers, sentences = Servers(), []
+    servers.begin_probing()
+    workers = Scripted(outcome)
+    for place in ("nas:/data/a", "nas:/other"):
+        workers.request = {}
+        with pytest.raises(DriverError, match=f"^cannot mount {place}: ") as failed:
+            NfsMounts(workers, servers=servers).mount(source({"nfs_path": place}), 0, read_only=False)
+        sentences.append(str(failed.value))
+    assert bool(workers.request) == (not servers.report()[0].is_open), "who is refused at once asks nobody"
+    return servers, sentences
+
+
+DEAD = ("resolve", "connect", "ask")
+ALIVE = ("path", "create", "mount")
+
+
+@pytest.mark.parametrize("facts", [facts for facts, _, _ in FAILURES])
+def test_what_a_failure_tells_of_the_server(facts: Facts) -> None:
+    servers, sentences = mounted_twice({"done": True, **facts})
+    (health,) = servers.report()
+    assert health.is_open == (facts["failed"] in DEAD)
+    assert ("so it has been since" in sentences[1]) == health.is_open
+    is_alive = facts["failed"] in ALIVE or "served" in facts
+    expected = State.UNREACHABLE if health.is_open else State.HEALTHY if is_alive else State.UNKNOWN
+    assert health.state is expected
+
+
+@pytest.mark.parametrize("code", [errno.ETIMEDOUT, errno.ECONNREFUSED, errno.EHOSTUNREACH])
+def test_a_kernel_that_did_not_reach_the_server_tells_as_much(code: int) -> None:
+    servers, _ = mounted_twice(system(code, failed="mount", said=[], **ADDRESS))
+    assert servers.report()[0].is_open
+
+
+@pytest.mark.parametrize(
+    ("step", "is_open"),
+    [
+        ({"step": "resolve"}, True),
+        ({"step": "connect", "port": 2049, "address": "127.0.0.1"}, True),
+        ({"step": "ask", "port": 2049, **ADDRESS}, True),
+        ({"step": "mount", "version": "4.1", **ADDRESS}, True),
+        ({"step": "begin"}, False),
+        ({}, False),
+    ],
+)
+def test_silence_tells_of_the_server_once_it_was_asked(step: Facts, is_open: bool) -> None:
+    servers, sentences = mounted_twice(NoAnswer(step))
+    assert servers.report()[0].is_open == is_open
+    assert "within 20 s" in sentences[1]
+
+
+def test_a_worker_that_died_tells_nothing_of_the_server() -> None:
+    servers, _ = mounted_twice(NoWorker("no worker process can be started"))
+    assert servers.report()[0].state is State.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state"),
+    [
+        ({"took_s": 0.001, "address": "127.0.0.9", "port": 2049}, State.HEALTHY),
+        ({"took_s": 1.5, "address": "127.0.0.9", "port": 2049}, State.SLOW),
+        ({"failed": "refuse", "addresses": [], "networks": ["10.0.0.0/8"]}, State.UNKNOWN),
+        (system(errno.ECONNREFUSED, failed="connect", port=2049, address="127.0.0.9"), State.UNREACHABLE),
+        (NoAnswer({"step": "ask", "port": 2049, "address": "127.0.0.9"}), State.SLOW),
+        (NoAnswer({"step": "begin"}), State.UNKNOWN),
+        (NoWorker("no worker process can be started"), State.UNKNOWN),
+    ],
+)
+def test_a_probe(outcome: Facts | Exception, state: State) -> None:
+    servers, workers = Servers(), Scripted(outcome)
+    servers.use([source()])
+    NfsMounts(workers, servers=servers).probe(source())
+    assert workers.timeout_s == 5
+    assert Request(**workers.request["probe"]).server == "nas"
+    (health,) = servers.report()
+    assert health.state is state
+    if state is State.HEALTHY:
+        assert (health.round_trip_ms, health.retransmits) == (1.0, None)
+
+
+def test_how_a_volume_does() -> None:
+    server = ServerHealth(
+        "nas", State.HEALTHY, datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC), "", 1.0, 0, is_open=False
+    )
+    gone = server._replace(state=State.UNREACHABLE, reason="it is down")
+    told = [_health("", server), _health("", gone), _health("pid 7 has it", server), _health("", None)]
+    assert [each["health"] for each in told] == [
+        "healthy",
+        "unreachable since 2026-05-04T03:02:01Z",
+        "stale",
+        "unknown",
+    ]
+    reasons = ["", "it is down", "pid 7 has it", "no volume of this server is mounted"]
+    assert [each["health_reason"] for each in told] == reasons

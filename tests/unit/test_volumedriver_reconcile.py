@@ -123,16 +123,47 @@ def test_only_the_references_of_the_killed_engine_are_dropped(machine: Machine) 
     assert len(machine.mounter.entries) == 1
 
 
-def test_same_id_again_begins_a_grace_period_of_its_own(machine: Machine) -> None:
-    """`docker cp` with live-restore: the new engine mounts with the ID that the killed one had."""
-    machine.driver.mount("data", "x", OLD)
+def test_container_of_a_killed_engine_that_is_started_again_leaves_nothing(machine: Machine) -> None:
+    """It still has its Mount ID. The engine gives that back once, the one that was killed never."""
+    container(machine, "one", "x")
     killed_engine(machine)
-    later(machine, 0)
-    machine.now += GRACE_S
-    machine.driver.mount("data", "x", NEW)
+    machine.engine = NEW
+    machine.containers.running.clear()
+    container(machine, "one", "x")
+    assert references(machine) == {"x": 1, "former x": 1}
+    machine.containers.running.clear()
+    machine.driver.unmount("data", "x")
+    assert references(machine) == {"former x": 1}
     later(machine, 0)
     later(machine, GRACE_S)
-    assert references(machine) == {"x": 2}
+    assert references(machine) == {}
+    assert machine.mounter.entries == {}
+
+
+def test_what_live_restore_has_kept_is_given_back_with_the_same_id(machine: Machine) -> None:
+    """The new engine has neither mounted it nor forgotten its ID; `docker cp` mounts in between."""
+    container(machine, "one", "x")
+    killed_engine(machine)
+    for count in (1, 2):  # another engine is killed meanwhile
+        machine.engine = Engine(count + 2, 1)
+        machine.living_engines = {machine.engine}
+        machine.driver.mount("data", "x", machine.engine)
+        assert references(machine) == {"x": 1, "former x": count}
+        if count == 2:
+            machine.driver.unmount("data", "x")
+    machine.driver.unmount("data", "x")
+    assert len(machine.mounter.entries) == 1
+    machine.containers.running.clear()
+    machine.driver.unmount("data", "x")
+    assert references(machine) == {}
+    assert machine.mounter.entries == {}
+
+
+def test_mounts_of_one_engine_with_one_id_are_counted_together(machine: Machine) -> None:
+    machine.driver.mount("data", "x", machine.engine)
+    machine.driver.mount("data", "x", machine.engine)
+    machine.driver.mount("data", "x", None)
+    assert references(machine) == {"x": 3}
 
 
 def test_clock_of_the_day_does_not_matter(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,6 +315,107 @@ def test_one_volume_that_cannot_be_mended_keeps_no_other_from_it(machine: Machin
     machine.mounter.before_mount = fail
     later(machine, 0)
     assert machine.mounter.entries.keys() == {machine.driver.get("data").mountpoint}
+
+
+def export(server: str) -> dict[str, str]:
+    return {"nfs_path": f"{server}:/data"}
+
+
+def test_volume_of_a_dead_server_is_tried_again_after_1_2_4_and_5_minutes(machine: Machine) -> None:
+    machine.driver.create("dead", export("nas"))
+    machine.driver.mount("dead", "x", machine.engine)
+    machine.mounter.detach_all()
+    machine.mounter.silent.add("nas")
+    tried: list[float] = []
+    repair = machine.driver.repair
+
+    def noted(name: str) -> None:
+        tried.append(machine.now)
+        repair(name)
+
+    machine.driver.repair = noted  # type: ignore[method-assign]
+    began = machine.now
+    for _ in range(24):
+        later(machine, 60)
+    assert [(now - began) / 60 for now in tried] == [1, 2, 4, 8, 13, 18, 23]
+    machine.mounter.silent.clear()
+    for _ in range(5):
+        later(machine, 60)
+    assert machine.driver.get("dead").mountpoint in machine.mounter.entries
+    machine.mounter.detach_all()
+    later(machine, 0)
+    assert machine.driver.get("dead").mountpoint in machine.mounter.entries, "what went well is not put off"
+
+
+def test_servers_that_hang_keep_no_other_volume_from_being_mended(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are. Nor are their own volumes tried twice at a time."""
+    monkeypatch.setattr("volumedriver.reconcile._PATIENCE_S", 0.01)
+    names = [f"hangs{number}" for number in range(30)]
+    for name in (*names, "good"):
+        machine.driver.create(name, export(name))
+    for name in (*names, "good", "data"):
+        machine.driver.mount(name, "x", machine.engine)
+    machine.mounter.detach_all()
+    hanging = {machine.driver.get(name).mountpoint for name in names}
+    release = threading.Event()
+    tried: list[str] = []
+
+    def hang(mountpoint: str) -> None:
+        if mountpoint in hanging:
+            tried.append(mountpoint)
+            assert release.wait(30)
+
+    machine.mounter.before_mount = hang
+    mended = {machine.driver.get(name).mountpoint for name in ("good", "data")}
+    later(machine, 0)
+    wait_until(lambda: machine.mounter.entries.keys() == mended, "what does not hang")
+    later(machine, 0)
+    assert sorted(tried) == sorted(hanging)
+    release.set()
+    wait_until(lambda: machine.mounter.entries.keys() == mended | hanging, "the rest")
+    machine.reconciler.end(10)
+
+
+def test_nothing_more_is_begun_at_the_end(machine: Machine) -> None:
+    for name in ("one", "two"):
+        machine.driver.create(name, export("nas"))
+        machine.driver.mount(name, "x", machine.engine)
+    machine.mounter.detach_all()
+
+    def end(_: str) -> None:
+        with ThreadPoolExecutor(1) as other:
+            other.submit(machine.reconciler.end, 0).result(timeout=10)
+
+    machine.mounter.before_mount = end
+    later(machine, 0)
+    assert len(machine.mounter.entries) == 1
+
+
+def test_who_has_what_a_server_does_not_know_any_more_is_told_for_as_long(machine: Machine) -> None:
+    driver, mounter, running = machine.driver, machine.mounter, machine.containers.running
+
+    def looked() -> str:
+        later(machine, 0)
+        return driver.get("far").stale
+
+    driver.create("far", export("nas"))
+    mountpoint = driver.mount("far", "x", machine.engine)
+    (running["old"],) = mounter.shown(mountpoint)
+    assert looked() == ""
+    mounter.forget_exports()
+    mounter.silent.add("nas")
+    assert looked() == "", "a silent server has not said so"
+    mounter.silent.clear()
+    told = looked()
+    assert told == "the server does not know any more what these have mounted, restart them: process 7"
+    assert mounter.shown(mountpoint) == [running["old"]], "only a Mount mounts it anew"
+    mounter.silent.add("nas")
+    assert looked() == told, "nothing is known of it just now"
+    mounter.silent.clear()
+    del running["old"]
+    assert looked() == ""
 
 
 def test_timer_runs_at_once_notices_and_ends(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

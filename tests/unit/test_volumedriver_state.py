@@ -179,7 +179,10 @@ def test_state_of_a_newer_version_is_refused_and_left_as_it_is(
 
 def test_everything_that_the_store_knows_is_there_for_the_next_process(tmp_path: Path) -> None:
     path = str(tmp_path / "mounts.sqlite")
-    intents = [Intent("a", Verb.CREATE, {"options": {"x": "ü"}}), Intent("b", Verb.REMOVE, {})]
+    intents = [
+        Intent("a", Verb.CREATE, {"options": {"x": "ü"}}),
+        Intent("b", Verb.MOUNT, {"mount_id": "x", "count": 1}),
+    ]
     odd = Shown("0:5", "/not \udcff utf-8", "nas:/x")
     store = ReferenceStore(path)
     for intent in intents:
@@ -269,6 +272,14 @@ def test_definitions_that_cannot_be_rebuilt_are_refused_and_never_an_empty_list(
     assert not set_aside(machine)
 
 
+def test_start_that_was_killed_while_it_replaced_lost_references_begins_anew(machine: Machine) -> None:
+    machine.containers.running["one"] = machine.mounter.shown(machine.driver.mount("data", "x"))[0]
+    machine.stop()
+    damage(mounts(machine), None)
+    ReferenceStore(str(mounts(machine))).close()
+    assert machine.start().get("data").references == {LOST_ID: 1}
+
+
 @pytest.mark.parametrize("how", GARBAGE.values(), ids=GARBAGE)
 def test_lost_references_are_replaced_for_what_containers_hold(
     machine: Machine, how: Callable[[bytes], bytes] | None
@@ -306,15 +317,43 @@ def small_state(directory: Path) -> Iterator[Machine]:
     machine.stop()
 
 
-def fill(machine: Machine) -> Path:
-    """Leave no byte free, not even in what SQLite has kept for its journal."""
+def fill(machine: Machine, left: int = 0) -> Path:
+    """Leave so many pages free, not even those that SQLite has kept for its journal."""
     machine.stop()
     machine.start()
     filler = machine.root / ".state/filler"
     with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"x" * 4096)
+    os.truncate(filler, filler.stat().st_size - left * 4096)
     return filler
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("left", range(12))
+@in_private_namespace
+def test_what_a_nearly_full_disk_refused_is_not_done_later(tmp_path: Path, left: int) -> None:
+    with small_state(tmp_path) as machine:
+        machine.driver.create("unused", HOST)
+        filler = fill(machine, left)
+        expected = {"unused", "new"}
+        try:
+            machine.driver.create("new", {"host_path": "/srv/new", "create": "true"})
+        except StateUnavailable:
+            expected.remove("new")
+        try:
+            machine.driver.remove("unused")
+            expected.remove("unused")
+        except StateUnavailable:
+            pass
+        filler.unlink()
+        machine.reconciler.step()
+        for _ in range(2):
+            assert {volume.name for volume in machine.driver.list()} == expected
+            assert (machine.hostfs / "srv/new").exists() == ("new" in expected)
+            assert machine.references.intents() == []
+            machine.start()
+            machine.reconciler.step()
 
 
 @pytest.mark.root

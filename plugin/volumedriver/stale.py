@@ -1,0 +1,53 @@
+"""Telling who still has mounted what an NFS server does not know any more: only a restart of theirs helps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import structlog
+
+from volumedriver.holders import Hold
+from volumedriver.volume import Volume
+
+log = structlog.get_logger()
+
+_CONTAINER_ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+_SHOWN_ID_LENGTH = 12
+_MOST_SHOWN = 5
+
+
+def noted(volume: Volume, holds: Sequence[Hold], proc: str = "/proc") -> Volume:
+    """The volume with `stale` as it is for those who hold it so. What is new is told in the log."""
+    pids = sorted({hold.pid for hold in holds})
+    containers = {pid: container for pid in pids if (container := container_of(pid, proc))}
+    sentence = _sentence(pids, containers)
+    if sentence and sentence != volume.stale:
+        ids = sorted({*containers.values()})
+        log.warning("stale mount is in use", volume=volume.name, pids=pids, containers=ids, reason=sentence)
+    elif volume.stale and not sentence:
+        log.info("stale mount is in use no more", volume=volume.name)
+    return replace(volume, stale=sentence)
+
+
+def container_of(pid: int, proc: str = "/proc") -> str | None:
+    """The id of the container that the process is in, by its control groups; None if in none, or ended."""
+    try:
+        with open(f"{proc}/{pid}/cgroup", encoding="utf-8", errors="replace") as groups:
+            found = _CONTAINER_ID.search(groups.read())
+    except OSError:
+        return None
+    return found[0] if found else None
+
+
+def _sentence(pids: Sequence[int], containers: dict[int, str]) -> str:
+    if not pids:
+        return ""
+    named = []
+    for pid in pids[:_MOST_SHOWN]:
+        place = f" of container {containers[pid][:_SHOWN_ID_LENGTH]}" if pid in containers else ""
+        named.append(f"process {pid}{place}")
+    if len(pids) > _MOST_SHOWN:
+        named.append(f"{len(pids) - _MOST_SHOWN} more")
+    return f"the server does not know any more what these have mounted, restart them: {', '.join(named)}"
