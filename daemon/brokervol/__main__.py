@@ -16,6 +16,7 @@ PROCESSES = {
 }
 
 TOOLS = {
+    "status": ("brokervol.status", "show volumes, who holds them, and the health of NFS servers"),
     "volumes": ("brokervol.volumes", "export or import the definitions of this host's volumes"),
 }
 _ON_HOST = PROCESSES | TOOLS

@@ -263,10 +263,10 @@ def _guarded(task: Task, run: Callable[[Task], None]) -> int:
         complain(task.verb, "", f"interrupted: {task.progress_so_far()}; a file in work may yet be finished")
         return EXIT_INTERRUPTED
     except OutputClosed:
-        _abandon_output()
+        abandon_output()
         return EXIT_OUTPUT_CLOSED
     except Exception as error:  # the edge of the program: no user sees a traceback
-        _abandon_output()
+        abandon_output()
         return _unexpected(task, error)
 
 
@@ -288,7 +288,7 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as we live
 
 
-def _abandon_output() -> None:
+def abandon_output() -> None:
     """Point standard output nowhere, so that the interpreter's last flush cannot fail."""
     with contextlib.suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -306,3 +307,38 @@ def test_docker_run_by_the_command_line(site: Site) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["NAME", "TYPE", "PATH", "ACCESS", "data", "host", "/data", "ro"]
+
+
+def test_status_names_the_containers_that_have_a_volume(site: Site) -> None:
+    """As an administrator runs it on the host, who need not know where the plugin's socket is."""
+    host = site.engine.path("/")
+    command = ["env", f"DOCKER_HOST={site.engine.url}", sys.executable, "-m", "brokervol", "status"]
+    with site.task("ro", name="train-7") as container:
+        late = site.engine.client.containers.create(TASK, ["true"], name="late", volumes=site.mounts("rw"))
+        found = json.loads(site.engine.execute(*command, "--json"))
+        page = site.engine.execute(*command)
+        # In the plugin itself there is neither the engine's socket nor what draws tables.
+        pid = site.engine.plugin_pids(PLUGIN)[0]
+        inner = subprocess.run(
+            ["nsenter", "-t", str(pid), "-m", "--", "/usr/bin/python3", "-m", "brokervol", "status", "--json"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    volumes = {volume["name"]: volume for volume in found["volumes"]}
+    data = volumes["data"]
+    assert [(holder["container"], holder["state"]) for holder in data["holders"]] == [
+        ("train-7", "running"),
+        ("late", "created"),
+    ]
+    assert data["holders"][0]["id"] == container.id
+    assert (data["source"], data["is_mounted"], len(data["references"])) == (str(site.directory), True, 1)
+    assert found["holders_from"] == "engine"
+    assert host.joinpath(found["socket"].lstrip("/")).is_socket()
+    row = next(line.split() for line in page.splitlines() if line.startswith("data "))
+    assert row == ["data", "host", str(site.directory), "1", "train-7,", "late", "(created)", "-"]
+    (holder,) = next(volume for volume in json.loads(inner.stdout)["volumes"] if volume["name"] == "data")[
+        "holders"
+    ]
+    assert (holder["id"], holder["container"]) == (container.id, None)
+    late.remove()
