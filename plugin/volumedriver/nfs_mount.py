@@ -95,16 +95,16 @@ def probe(request: Request, report: Report) -> Facts:
     """Ask the server whether it is there, as `mount` would; returns where, and how long it took to answer."""
     addresses = _resolved(request, report)
     if request.versions[0] != "3":
-        version, port = 4, request.port or rpc.NFS_PORT
+        port = request.port or rpc.NFS_PORT
     else:
-        version, port = 3, request.port or _port_for_v3(request, addresses, report)
+        port = request.port or _port_for_v3(request, addresses, report)
         if request.proto in {"udp", "udp6"}:
             return {"address": addresses[0].text, "port": port, "took_s": 0}
     connection, address = _connected(addresses, port, report)
     with connection:
         began = time.monotonic()
         with contextlib.suppress(rpc.NotServed):  # which is an answer, too
-            _asked(connection, address, port, version, report)
+            _asked(connection, address, port, request.versions[0], report)
         return {"address": address.text, "port": port, "took_s": time.monotonic() - began}
 
 
@@ -128,7 +128,7 @@ def _asked_for_v4(request: Request, addresses: Sequence[Address], report: Report
     with connection:
         server = _Server(address, str(connection.getsockname()[0]))
         try:
-            _asked(connection, address, port, 4, report)
+            _asked(connection, address, port, request.versions[0], report)
         except rpc.NotServed as served:
             if "3" in request.versions:
                 return ["3"], server
@@ -176,12 +176,17 @@ def _connected(addresses: Sequence[Address], port: int, report: Report) -> tuple
         raise Failure("connect", error, **facts) from error
 
 
-def _asked(connection: socket.socket, address: Address, port: int, version: int, report: Report) -> None:
-    """One call that does nothing: is there a server, and does it know the version?"""
+def _asked(connection: socket.socket, address: Address, port: int, version: str, report: Report) -> None:
+    """One call as the kernel begins with: is there a server, does it know the version, does it hang?
+
+    The kernel itself could not be stopped: while one server keeps it waiting for the answer, no other server of
+    version 4 gets its first mount (nfs_clid_init_mutex, Linux 6.1).
+    """
     facts: Facts = {"address": address.text, "port": port}
     report({"step": "ask", **facts})
     try:
-        rpc.call(connection, rpc.NFS, version, 0)
+        major, _, minor = version.partition(".")
+        rpc.greet(connection, int(major), int(minor or 0))
     except rpc.NoRpc as error:
         raise Failure("ask", reason=str(error), **facts) from error
     except OSError as error:
@@ -201,7 +206,7 @@ def _prepared_for_v3(request: Request, addresses: Sequence[Address], report: Rep
     connection, address = _connected([address], port, report)
     with connection:
         try:
-            _asked(connection, address, port, 3, report)
+            _asked(connection, address, port, "3", report)
         except rpc.NotServed as served:
             raise Failure(
                 "version", asked=["3"], served=[served.low, served.high], address=address.text

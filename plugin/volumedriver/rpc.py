@@ -21,7 +21,9 @@ TCP, UDP = 6, 17
 
 _CALL, _REPLY, _RPC_VERSION = 0, 1, 2
 _ACCEPTED = 0
-_GET_PORT, _EXPORTS = 3, 5
+_NULL, _COMPOUND, _GET_PORT, _EXPORTS = 0, 1, 3, 5
+_SETCLIENTID, _EXCHANGE_ID = 35, 42
+_OWNER = b"brokervol asks"
 _LAST_FRAGMENT = 0x80000000
 _LONGEST_REPLY_BYTES = 1 << 20
 _MOST_EXPORTS = 1000
@@ -38,6 +40,10 @@ class NotServed(Exception):
 
 class NoRpc(Exception):
     """What answers does not speak RPC, or refuses to."""
+
+
+class Denied(NoRpc):
+    """It does, but not without credentials."""
 
 
 class Address(NamedTuple):
@@ -66,6 +72,8 @@ def connected(addresses: Sequence[Address], port: int) -> tuple[socket.socket, A
     Raises:
         OSError: none does; of the last one that refused.
     """
+    if len(addresses) == 1:
+        return _connected(addresses[0], port), addresses[0]
     failure = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as waiting:
         for address in addresses:
@@ -88,6 +96,16 @@ def connected(addresses: Sequence[Address], port: int) -> tuple[socket.socket, A
     raise failure
 
 
+def _connected(address: Address, port: int) -> socket.socket:
+    connection = socket.socket(address.family, socket.SOCK_STREAM)
+    try:
+        connection.connect(address.at(port))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
 def call(connection: socket.socket, program: int, version: int, procedure: int, arguments: bytes = b"") -> bytes:
     """The result of one call without credentials.
 
@@ -101,6 +119,34 @@ def call(connection: socket.socket, program: int, version: int, procedure: int, 
     message = xid + head + bytes(12) + arguments  # no credentials, no verifier
     connection.sendall(struct.pack(">I", _LAST_FRAGMENT | len(message)) + message)
     return _result(_record(connection), xid)
+
+
+def greet(connection: socket.socket, version: int, minor: int = 0) -> None:
+    """Ask for what a mount begins with, of NFS in this version: who gets an answer will be served.
+
+    Of version 4 the server takes down a client of this name, which it forgets in time, as that never confirms. A call
+    that does nothing would not do: a server may answer it, and hang at the first that does something.
+
+    Raises:
+        NotServed: the server does not have the version. A minor version that it does not have is an answer.
+        NoRpc: the answer is none.
+        OSError: the connection fails.
+    """
+    if version != 4:
+        call(connection, NFS, version, _NULL)
+        return
+    owner = bytes(8) + _opaque(_OWNER)
+    if minor:
+        operation = struct.pack(">I", _EXCHANGE_ID) + owner + struct.pack(">3I", 0, 0, 0)
+    else:  # with nowhere to call back to
+        nowhere = struct.pack(">I", 0) + _opaque(b"tcp") + _opaque(b"0.0.0.0.0.0")
+        operation = struct.pack(">I", _SETCLIENTID) + owner + nowhere + struct.pack(">I", 0)
+    with contextlib.suppress(Denied):
+        call(connection, NFS, version, _COMPOUND, struct.pack(">3I", 0, minor, 1) + operation)
+
+
+def _opaque(value: bytes) -> bytes:
+    return struct.pack(">I", len(value)) + value + bytes(-len(value) % 4)
 
 
 def port_of(connection: socket.socket, program: int, version: int, protocol: int) -> int:
@@ -186,7 +232,7 @@ def _result(record: bytes, xid: bytes) -> bytes:
     if reply.number() != int.from_bytes(xid, "big") or reply.number() != _REPLY:
         raise NoRpc("the answer is no RPC")
     if reply.number() != _ACCEPTED:
-        raise NoRpc("the call was denied")
+        raise Denied("the call was denied")
     reply.number()
     reply.opaque()
     match reply.number():

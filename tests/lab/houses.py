@@ -15,6 +15,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from pyroute2 import IPRoute, netns
 
@@ -52,6 +53,7 @@ class House:
     """
 
     _numbers = itertools.count(1)
+    _houses: ClassVar[list[House]] = []
 
     def __init__(self, name: str) -> None:
         assert "User Mode Linux" in Path("/proc/cpuinfo").read_text(), "only in a machine of the tests' own"
@@ -67,6 +69,7 @@ class House:
         assert self._keeper.stdout.readline() == b"ready\n"
         self.exports = Path(f"/proc/{self._keeper.pid}/root/exports")
         self.open()
+        self._houses.append(self)
 
     def open(self) -> None:
         """Serve."""
@@ -151,14 +154,14 @@ class House:
 
 
 def _greet(listener: socket.socket) -> None:
-    """Answer each first request as if it were NULL, which it is, and nothing else."""
+    """Answer each first request that is NULL, and nothing else."""
     connections = []  # which nobody closes
     with contextlib.suppress(OSError):
         while True:
             connection, _ = listener.accept()
             connections.append(connection)
             request = connection.recv(4096)
-            if len(request) >= 8:
+            if request[24:28] == bytes(4):
                 answer = request[4:8] + struct.pack(">5I", 1, 0, 0, 0, 0)
                 connection.sendall(struct.pack(">I", 1 << 31 | len(answer)) + answer)
     for connection in connections:

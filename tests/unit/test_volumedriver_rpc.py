@@ -122,3 +122,17 @@ def test_the_first_address_that_accepts() -> None:
 def test_addresses_as_the_kernel_reads_them() -> None:
     assert Address(socket.AF_INET6, "fe80::1", socket.if_nametoindex("lo")).text == "fe80::1%lo"
     assert Address(socket.AF_INET6, "::1").at(2049) == ("::1", 2049, 0, 0)
+
+
+@pytest.mark.parametrize("minor", [0, 1, 2])
+def test_who_wants_credentials_for_a_greeting_is_there(minor: int) -> None:
+    with server(lambda xid: record(xid + struct.pack(">IIII", 1, 1, 1, 5))) as connection:
+        rpc.greet(connection, 4, minor)
+
+
+def test_greeting_of_a_version_that_is_not_served() -> None:
+    with (
+        server(lambda xid: record(xid + ACCEPTED + struct.pack(">III", 2, 2, 3))) as connection,
+        pytest.raises(NotServed),
+    ):
+        rpc.greet(connection, 4, 2)
