@@ -59,6 +59,14 @@ class Nas:
 
 
 @contextlib.contextmanager
+def started_nas() -> Iterator[Nas]:
+    server = Nas()
+    server.start()
+    yield server
+    server.stop()
+
+
+@contextlib.contextmanager
 def deaf_port() -> Iterator[int]:
     """A port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:

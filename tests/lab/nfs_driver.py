@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from lab.keeper import descendants
 from lab.nas import Nas
 from lab.processes import Running, running, wait_until
-from lab.unix_http import Answer, request
+from lab.volume_driver import Calls
 from storage.definitions import mountpoint
 from storage.mountinfo import Mount, read_mounts
 
@@ -25,25 +24,12 @@ WARM = 3  # processes for NFS that may stay: the nursery and two workers
 DIRECTORY = "/run/bv"
 
 
-class Driver:
-    """A running driver, called as the engine does."""
+class Driver(Calls):
+    """Its own root is the machine's, and its volumes are of NFS."""
 
     def __init__(self, process: Running, root: str) -> None:
-        self.process = process
+        super().__init__(process)
         self.root = root
-
-    def call(self, verb: str, **fields: object) -> Answer:
-        return request(self.process.socket_path, "POST", f"/VolumeDriver.{verb}", json.dumps(fields).encode())
-
-    def done(self, verb: str, **fields: object) -> Answer:
-        answer = self.call(verb, **fields)
-        assert (answer.status, answer.json["Err"]) == (200, ""), answer.body
-        return answer
-
-    def error(self, status: int, verb: str, **fields: object) -> str:
-        answer = self.call(verb, **fields)
-        assert answer.status == status, answer.body
-        return str(answer.json["Err"])
 
     def create(self, name: str, nfs_path: str | Path, mount_options: str = "", **options: str) -> None:
         """A volume, on `nas` unless another server is named."""
@@ -111,6 +97,14 @@ def running_driver(name: str, *options: str) -> Iterator[Driver]:
     timeout = ["--nfs-mount-timeout-s", str(TIMEOUT_S), "--nfs-boot-s", "0"]  # the machine has just booted
     with running([*command, *timeout, *options], {}, socket_path) as process:
         yield Driver(process, root)
+
+
+@contextlib.contextmanager
+def leaving_nothing(driver: Driver) -> Iterator[Driver]:
+    """Nothing is left of the volumes that are made in the block."""
+    yield driver
+    driver.remove_all()
+    driver.nothing_is_left()
 
 
 def assert_gone(pids: list[int]) -> None:

@@ -18,13 +18,11 @@ from storage.mountinfo import Mount, mount_at, read_mounts
 DIES_WITH_THE_TESTS = {"BROKERVOL_SUPERVISED": str(os.getpid())}
 
 
-class VolumeDriver:
-    """A running driver; `call` is one call of the protocol."""
+class Calls:
+    """A running driver, called as the engine does."""
 
-    def __init__(self, host: Host, process: Running) -> None:
-        self.host = host
+    def __init__(self, process: Running) -> None:
         self.process = process
-        self.root = f"{host.directory}/root"
 
     def call(self, verb: str, **fields: object) -> Answer:
         body = json.dumps(fields).encode()
@@ -44,6 +42,15 @@ class VolumeDriver:
         assert sentence
         assert "Traceback" not in sentence
         return sentence
+
+
+class VolumeDriver(Calls):
+    """On a host of the test's own."""
+
+    def __init__(self, host: Host, process: Running) -> None:
+        super().__init__(process)
+        self.host = host
+        self.root = f"{host.directory}/root"
 
     def create(self, name: str, host_path: str, **options: str) -> None:
         self.done("Create", Name=name, Opts={"host_path": host_path, **options})

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lab.inner_engine import IMAGE, InnerEngine, inner_engine
-from lab.nas import PREPARE, Nas, Relay, deaf_port, relay
+from lab.nas import PREPARE, Nas, Relay, deaf_port, relay, started_nas
 from lab.nfs_driver import (
     ID,
     TIMEOUT_S,
@@ -22,6 +22,7 @@ from lab.nfs_driver import (
     Driver,
     assert_gone,
     exported,
+    leaving_nothing,
     mount_and_unmount,
     running_driver,
     seconds,
@@ -48,26 +49,21 @@ def shared_driver() -> Iterator[Driver]:
 @pytest.fixture
 def driver(shared_driver: Driver) -> Iterator[Driver]:
     """A driver without volumes. Nothing is left of those that the test makes."""
-    yield shared_driver
-    shared_driver.remove_all()
-    shared_driver.nothing_is_left()
+    with leaving_nothing(shared_driver) as driver:
+        yield driver
 
 
 @pytest.fixture
 def patient() -> Iterator[Driver]:
     """The same with as much time for a mount as usual: fifty of them, on one slow processor, need some."""
-    with running_driver("patient", "--nfs-mount-timeout-s", "20") as driver:
+    with running_driver("patient", "--nfs-mount-timeout-s", "20") as driver, leaving_nothing(driver):
         yield driver
-        driver.remove_all()
-        driver.nothing_is_left()
 
 
 @pytest.fixture(scope="module")
 def nas() -> Iterator[Nas]:
-    server = Nas()
-    server.start()
-    yield server
-    server.stop()
+    with started_nas() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -462,10 +458,8 @@ def wait_for_health(driver: Driver, name: str, wanted: str) -> None:
 @pytest.fixture
 def watching() -> Iterator[Driver]:
     """A driver of its own, as what it remembers of the server is no other test's. It probes every second."""
-    with running_driver("watching", "--nfs-probe-s", "1") as driver:
+    with running_driver("watching", "--nfs-probe-s", "1") as driver, leaving_nothing(driver):
         yield driver
-        driver.remove_all()
-        driver.nothing_is_left()
 
 
 def test_a_dead_server_is_remembered_until_it_answers(watching: Driver, nas: Nas, export: Path) -> None:

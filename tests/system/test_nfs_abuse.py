@@ -37,7 +37,7 @@ import pytest
 
 from lab.houses import House
 from lab.nas import PREPARE
-from lab.nfs_driver import ID, TIMEOUT_S, WARM, Driver, mount_and_unmount, running_driver, seconds
+from lab.nfs_driver import ID, TIMEOUT_S, WARM, Driver, leaving_nothing, mount_and_unmount, running_driver, seconds
 from lab.processes import wait_until
 from lab.unix_http import connected
 from storage.definitions import mountpoint
@@ -173,9 +173,8 @@ def shared_driver() -> Iterator[Driver]:
 @pytest.fixture
 def driver(shared_driver: Driver) -> Iterator[Driver]:
     """A driver without volumes. Nothing is left of those that the test makes."""
-    yield shared_driver
-    shared_driver.remove_all()
-    shared_driver.nothing_is_left()
+    with leaving_nothing(shared_driver) as driver:
+        yield driver
 
 
 # Uses and names
@@ -439,10 +438,8 @@ def mounted_again(driver: Driver, name: str, path: Path) -> None:
 @pytest.fixture
 def patient() -> Iterator[Driver]:
     """Another one, in which a mount may take long enough to look around meanwhile."""
-    with running_driver("patient", "--nfs-mount-timeout-s", "24") as patient:
+    with running_driver("patient", "--nfs-mount-timeout-s", "24") as patient, leaving_nothing(patient):
         yield patient
-        patient.remove_all()
-        patient.nothing_is_left()
 
 
 def test_a_silent_server_costs_others_nothing(driver: Driver, patient: Driver, data: Path, west: House) -> None:

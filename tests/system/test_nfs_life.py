@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from lab.nas import PREPARE, Nas, relay
-from lab.nfs_driver import ID, Driver, exported, running_driver, seconds
+from lab.nas import PREPARE, Nas, relay, started_nas
+from lab.nfs_driver import ID, Driver, exported, leaving_nothing, running_driver, seconds
 from lab.processes import wait_until
 from storage.definitions import mountpoint
 
@@ -30,10 +30,8 @@ CONTAINER = Path("/run/container")
 
 @pytest.fixture(scope="module")
 def nas() -> Iterator[Nas]:
-    server = Nas()
-    server.start()
-    yield server
-    server.stop()
+    with started_nas() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +49,8 @@ def shared_driver() -> Iterator[Driver]:
 @pytest.fixture
 def driver(shared_driver: Driver) -> Iterator[Driver]:
     """A driver without volumes. Nothing is left of those that the test makes."""
-    yield shared_driver
-    shared_driver.remove_all()
-    shared_driver.nothing_is_left()
+    with leaving_nothing(shared_driver) as driver:
+        yield driver
 
 
 @contextlib.contextmanager
