@@ -18,7 +18,10 @@ RUN set -eu; \
     cp -a /usr/bin/python3 /usr/bin/python3.11 usr/bin; \
     cp -a /usr/lib/python3.11 usr/lib; \
     cd usr/lib/python3.11; \
-    rm -rf config-3.11-* distutils idlelib lib2to3 pydoc_data test tkinter turtledemo unittest/test; \
+    rm -rf config-3.11-* curses dbm distutils idlelib lib2to3 pydoc_data test tkinter turtle.py turtledemo \
+        unittest/test venv xmlrpc _pydecimal.py; \
+    rm -f lib-dynload/_codecs_* lib-dynload/_curses* lib-dynload/_dbm.* lib-dynload/_gdbm.* lib-dynload/*test* \
+        lib-dynload/nis.* lib-dynload/readline.* lib-dynload/xx*; \
     find . -name __pycache__ -prune -exec rm -r {} +
 COPY dependencies usr/local/lib/python3.11/dist-packages
 # Of AWS's services only those that S3 and its credentials need: botocore describes four hundred. And its certificate
@@ -28,6 +31,11 @@ RUN set -eu; \
     cd usr/local/lib/python3.11/dist-packages/botocore; \
     cp cacert.pem /root-fs/etc/ssl/certs/ca-certificates.crt; \
     find data -mindepth 1 -maxdepth 1 -type d ! -name s3 ! -name sts ! -name sso ! -name sso-oidc ! -name signin -exec rm -r {} +
+# Nor is anything of the packages wanted that is for their own tests, or for other services.
+RUN set -eu; \
+    cd usr/local/lib/python3.11/dist-packages; \
+    find boto3/data -mindepth 1 -maxdepth 1 -type d ! -name s3 -exec rm -r {} +; \
+    rm -r alembic/testing cheroot/test obstore-*.dist-info/sboms sqlalchemy/testing
 # Bytecode is never checked against its source: nothing here changes, and start-up saves a stat per module.
 RUN set -eu; \
     mkdir -p usr/lib64; \
@@ -37,7 +45,8 @@ RUN set -eu; \
         import boto3, obstore.store; boto3.client("s3", "x"); obstore.store.S3Store("b", region="x")'; \
     python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash -s /root-fs -p / usr
 COPY brokervol usr/local/lib/python3.11/dist-packages
-RUN python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash -s /root-fs -p / usr/local/lib/python3.11/dist-packages
+RUN rm -r usr/local/lib/python3.11/dist-packages/storage/testing; \
+    python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash -s /root-fs -p / usr/local/lib/python3.11/dist-packages
 
 FROM scratch
 COPY --from=root /root-fs /

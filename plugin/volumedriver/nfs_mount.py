@@ -66,6 +66,7 @@ class Request(NamedTuple):
 class _Server(NamedTuple):
     address: Address
     local: str | None  # our address on the way there
+    mountport: int | None = None  # of its mount service, if that was asked for
 
 
 def mount(request: Request, target_fd: int, report: Report) -> Facts:
@@ -112,7 +113,7 @@ def _port_for_v3(request: Request, addresses: Sequence[Address], report: Report)
     connection, address = _connected(addresses, rpc.PORTMAPPER_PORT, report)
     with connection:
         try:
-            return _registered(request, connection, address, report)
+            return _registered(request, connection, address, report)[0]
         except Failure as failure:
             if failure.facts["failed"] != "version":
                 raise
@@ -196,13 +197,13 @@ def _asked(connection: socket.socket, address: Address, port: int, version: str,
 def _prepared_for_v3(request: Request, addresses: Sequence[Address], report: Report) -> _Server:
     """The server, once it has said that it serves NFSv3; and that locks, if they are to be remote, will work."""
     _require_lock_daemon(request)
-    port, address = request.port, addresses[0]
-    if port is None or request.mountport is None:
+    port, mountport, address = request.port, request.mountport, addresses[0]
+    if port is None or mountport is None:
         connection, address = _connected(addresses, rpc.PORTMAPPER_PORT, report)
         with connection:
-            port = _registered(request, connection, address, report)
+            port, mountport = _registered(request, connection, address, report)
     if request.proto in {"udp", "udp6"}:
-        return _Server(address, None)
+        return _Server(address, None, mountport)
     connection, address = _connected([address], port, report)
     with connection:
         try:
@@ -211,24 +212,31 @@ def _prepared_for_v3(request: Request, addresses: Sequence[Address], report: Rep
             raise Failure(
                 "version", asked=["3"], served=[served.low, served.high], address=address.text
             ) from served
-        return _Server(address, str(connection.getsockname()[0]))
+        return _Server(address, str(connection.getsockname()[0]), mountport)
 
 
-def _registered(request: Request, connection: socket.socket, address: Address, report: Report) -> int:
-    """The port of NFSv3 by the server's portmapper, which must know the mount service too."""
+def _registered(
+    request: Request, connection: socket.socket, address: Address, report: Report
+) -> tuple[int, int | None]:
+    """The ports of NFSv3 and of the mount service by the server's portmapper, which must know both.
+
+    The second is None for IPv6, where it may be another: this asks for those of IPv4.
+    """
     facts: Facts = {"address": address.text, "port": rpc.PORTMAPPER_PORT}
     report({"step": "ask", **facts})
     protocol = rpc.UDP if request.proto in {"udp", "udp6"} else rpc.TCP
     try:
         port = request.port or rpc.port_of(connection, rpc.NFS, 3, protocol)
-        if request.mountport is None:
-            rpc.port_of(connection, rpc.MOUNT, 3, rpc.UDP if "udp" in (request.mountproto or "") else rpc.TCP)
+        mountport = request.mountport
+        if mountport is None:
+            is_udp_mounted = "udp" in (request.mountproto or request.proto or "")
+            mountport = rpc.port_of(connection, rpc.MOUNT, 3, rpc.UDP if is_udp_mounted else rpc.TCP)
     except rpc.NotServed as served:
         is_udp = protocol == rpc.UDP
         raise Failure("version", asked=["3"], address=address.text, is_udp=is_udp) from served
     except (rpc.NoRpc, OSError) as error:
         raise Failure("ask", reason=str(error), **facts) from error
-    return port
+    return port, request.mountport if address.is_ipv6 else mountport
 
 
 def _require_lock_daemon(request: Request) -> None:
@@ -325,8 +333,8 @@ def _parameters(request: Request, server: _Server, version: str) -> Iterator[tup
         yield "port", str(request.port)
     if version == "3":
         yield "mountproto", _netid(request.mountproto or request.proto, server.address)
-        if request.mountport is not None:
-            yield "mountport", str(request.mountport)
+        if server.mountport is not None:  # or the kernel would ask the portmapper again
+            yield "mountport", str(server.mountport)
     elif server.local is not None:
         yield "clientaddr", server.local
     yield from request.options

@@ -16,12 +16,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bench import files, memory, s3
+from bench import calls, driver, files, memory, nfs, plugin, s3, sidecar_calls
 from bench.frame import as_json, noise, table
 from bench.session import Session, Sizes, progress
 from lab.directories import temporary_directory
 
 SECTIONS: dict[str, Callable[[Session], None]] = {
+    "driver": driver.measure,
+    "nfs": nfs.measure,
+    "plugin": plugin.measure,
+    "sidecar": sidecar_calls.measure,
     "s3": s3.measure,
     "files": files.measure,
     "memory": memory.measure,
@@ -37,6 +41,7 @@ Nothing is judged: the targets stand beside the figures, and docs/performance.md
 examples:
   make bench                                          all of it, on a quiet machine
   make bench-quick                                    a tenth of the sizes
+  make bench ARGS='--section driver --section nfs'    as root: what needs an engine or a machine of its own
   make bench ARGS='--section s3 --scale 0.5 --repeat 5'
   make bench ARGS='--section memory --large'          also a move beyond 5 GiB, which S3 copies in parts
 """
@@ -74,8 +79,10 @@ def _measure(session: Session, options: argparse.Namespace) -> bool:
 
 
 def _tell(session: Session, run: dict[str, Any], path: Path) -> None:
-    print(table(session.outcomes, session.figures))
-    print(f"\n{noise(session.outcomes)}")
+    print("\n".join((*calls.table(session.calls), "", table(session.outcomes, session.figures))))
+    print(f"\n{noise(session.outcomes, session.calls)}")
+    for section, reason in session.left_out.items():
+        print(f"left out: {section}: {reason}")
     print(
         "machine: {cpu}, {cores} cores, {memory_gb:.0f} GB, Linux {kernel}, Python {python}, {disk}".format(
             **run["machine"]
@@ -84,7 +91,9 @@ def _tell(session: Session, run: dict[str, Any], path: Path) -> None:
     print("load average before and after: {load_before:.1f}, {load_after:.1f}".format(**run))
     path.parent.mkdir(parents=True, exist_ok=True)
     sizes = vars(session.sizes) | {"repeat": session.repeat}
-    path.write_text(json.dumps(run | {"sizes": sizes} | as_json(session.outcomes, session.figures), indent=1))
+    measured = as_json(session.outcomes, session.figures)
+    measured |= {"calls": [*map(calls.as_json, session.calls)], "left_out": session.left_out}
+    path.write_text(json.dumps(run | {"sizes": sizes} | measured, indent=1))
     print(f"written: {path}")
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bench.calls import Calls
+
 
 def _nothing(_: int) -> None:
     pass
@@ -135,7 +137,7 @@ def table(outcomes: Sequence[Outcome], figures: Sequence[Figure]) -> str:
     if figures:
         lines += ["", f"{'':44}{'value':>9}{'target':>11}"]
     for figure in figures:
-        value, target = f"{figure.value:.1f}", f"< {figure.target:g} {figure.unit}"
+        value, target = f"{figure.value:.{1 if figure.value >= 10 else 2}f}", f"< {figure.target:g} {figure.unit}"
         lines.append(f"{figure.section + ': ' + figure.name:44}{value:>9}{target:>11}  {figure.includes}")
     return "\n".join(lines)
 
@@ -158,16 +160,21 @@ def _short(ratio: float) -> str:
     return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
 
 
-def noise(outcomes: Sequence[Outcome]) -> str:
+def noise(outcomes: Sequence[Outcome], calls: Sequence[Calls] = ()) -> str:
     """A sentence on how far repetitions of the same work lay apart."""
-    spreads = sorted(
-        (outcome.spread(name), f"{name} in {outcome.section}: {outcome.case.name}")
+    spreads = [
+        (outcome.spread(name), f"{name} in {outcome.section}: {outcome.case.name}", len(samples))
         for outcome in outcomes
-        for name in outcome.samples
-    )
-    if not spreads or all(len(each) < 2 for outcome in outcomes for each in outcome.samples.values()):
+        for name, samples in outcome.samples.items()
+    ]
+    spreads += [
+        (each.spread(name), f"{name} in {each.section}: {each.name}", len(rounds))
+        for each in calls
+        for name, rounds in each.samples.items()
+    ]
+    if all(repetitions < 2 for _, _, repetitions in spreads):
         return "noise: unknown, nothing was repeated"
-    middle, (most, where) = statistics.median(spread for spread, _ in spreads), spreads[-1]
+    middle, (most, where, _) = statistics.median(spread for spread, _, _ in spreads), max(spreads)
     return (
         f"noise: repetitions lay {middle:.0%} of their median apart in the middle, {most:.0%} at most ({where}); "
         "a ratio whose range includes 1 decides nothing"

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 import obstore
 from obstore.store import S3Store
 
+from bench.calls import Caller, Calls, take_turns
 from bench.frame import Case, Figure, Outcome, race
 from lab.s3 import S3Server, seaweed_server
 from storage import catalog
@@ -36,12 +37,13 @@ class Sizes:
     objects: int = 5_000
     keys: int = 100_000
     files: int = 10_000
+    calls: int = 200
 
     def scaled(self, factor: float) -> Sizes:
         """All of them times `factor`, at least one unit each."""
         return Sizes(
             max(1, round(self.large_bytes * factor / _MIB)) * _MIB,
-            *(max(1, round(number * factor)) for number in (self.objects, self.keys, self.files)),
+            *(max(1, round(number * factor)) for number in (self.objects, self.keys, self.files, self.calls)),
         )
 
 
@@ -67,7 +69,9 @@ class Session:
     is_large: bool
     directory: Path
     outcomes: list[Outcome] = field(default_factory=list)
+    calls: list[Calls] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @contextlib.contextmanager
@@ -85,9 +89,30 @@ class Session:
         progress(f"{section}: {case.name}, {self.repeat} times, by {names}")
         self.outcomes.append(race(section, case, self.repeat, settle=os.sync))
 
+    def take_turns(self, section: str, callers: Sequence[Caller]) -> None:
+        """Measure single calls; see `race` of what is on the disk."""
+        names = ", ".join(caller.name for caller in callers)
+        progress(f"{section}: {callers[0].count} calls, {self.repeat} times, by {names}")
+        self.calls += take_turns(section, callers, self.repeat, os.sync)
+
+    def found(self, name: str) -> Calls:
+        """What was measured under this name, "section: call"."""
+        return next(calls for calls in self.calls if f"{calls.section}: {calls.name}" == name)
+
     def note(self, figure: Figure) -> None:
         """Take a figure into the results."""
         self.figures.append(figure)
+
+    def note_excess(self, name: str, floor: str, target_ms: float) -> None:
+        """Take into the results by how much ours took longer than `floor` for a call that was measured."""
+        calls = self.found(name)
+        about = f"over {floor}, of medians"
+        self.note(Figure(calls.section, calls.name, calls.less_ms(floor), target_ms, "ms", about))
+
+    def leave_out(self, section: str, reason: str) -> None:
+        """Take into the results that a section, or a part of one, could not be measured here."""
+        progress(f"{section}: left out, it {reason}")
+        self.left_out[section] = reason
 
     def new_directory(self, name: str) -> Path:
         """An empty directory of this run."""

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import frame
+from bench import calls, frame
+from bench.calls import Caller, take_turns
 from bench.frame import Case, Contender, Figure, Outcome, Sample, as_json, noise, race, table
 from bench.session import Sizes
 
@@ -128,8 +129,8 @@ def test_the_json_holds_all_that_the_table_shows() -> None:
 
 def test_sizes_are_scaled_and_never_nothing() -> None:
     assert Sizes().scaled(1.0) == Sizes()
-    assert Sizes().scaled(0.1) == Sizes(102 << 20, 500, 10_000, 1_000)
-    assert Sizes().scaled(1e-9) == Sizes(1 << 20, 1, 1, 1)
+    assert Sizes().scaled(0.1) == Sizes(102 << 20, 500, 10_000, 1_000, 20)
+    assert Sizes().scaled(1e-9) == Sizes(1 << 20, 1, 1, 1, 1)
 
 
 @contextmanager
@@ -171,3 +172,32 @@ def test_an_interrupted_run_says_so_and_leaves_nothing_else(tmp_path: Path) -> N
     assert process.returncode == 130, error
     assert not json.loads((tmp_path / "bench.json").read_text())["is_complete"]
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
+
+
+def test_callers_take_turns_and_each_call_is_told_apart() -> None:
+    made: list[str] = []
+
+    def caller(name: str, seconds: dict[str, list[float]]) -> Caller:
+        def make(count: int) -> dict[str, list[float]]:
+            made.append(f"{name} {count}")
+            return seconds
+
+        return Caller(name, make, 2, f"what {name} does")
+
+    callers = [
+        caller("ours", {"Mount": [0.003, 0.001, 0.002], "Create": [0.5]}),
+        caller("theirs", {"Mount": [0.001, 0.001, 0.001]}),
+    ]
+    mount, create = take_turns("section", callers, 2, settle=lambda: None)
+    assert made == ["ours 2", "theirs 2", "theirs 2", "ours 2"]
+    assert (create.name, [*create.samples]) == ("Create", ["ours"])
+    assert mount.median_ms("ours") == 2.0
+    assert mount.p99_ms("ours") == 3.0
+    assert mount.less_ms("theirs") == 1.0
+    assert mount.ratio("theirs") == 2.0
+    assert mount.spread("ours") == 0.0
+    shown = [*calls.table([mount, create])]
+    assert "section: Mount" in shown
+    assert next(line for line in shown if "theirs" in line and "+1.000 ms" in line).endswith("what theirs does")
+    assert json.loads(json.dumps(calls.as_json(mount)))["p50_ms"] == {"ours": 2.0, "theirs": 1.0}
+    assert "0% at most" in noise([], [mount])
