@@ -2,14 +2,16 @@
 
 Both work on the driver's state itself, in transactions, and not through its socket: so all volumes come or none,
 with the dates they had, and a host can be given its volumes before a driver runs there. A driver that runs notices
-within a second.
+within a second. Nothing of the state is written for an export, so that it works where nothing can be written.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import sqlite3
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -17,13 +19,15 @@ from storage.definitions import (
     AlreadyDefined,
     Definition,
     DefinitionStore,
+    backup_path,
     definitions_path,
-    from_json,
-    to_json,
-    write_privately,
+    read_backup,
+    read_definitions,
 )
+from storage.state_files import NewerState, write_privately
+from storage.volume_records import from_json, to_json
 from volumedriver import options as volume_options
-from volumedriver.errors import InvalidVolume
+from volumedriver.errors import InvalidVolume, quoted
 from volumedriver.volume import check_name
 
 _EXIT_FAILED, _EXIT_CONFLICT = 1, 6
@@ -46,16 +50,43 @@ class Conflict(Failed):
 def export_volumes(root: str, target: str) -> int:
     """Write the volumes below `root` to the file `target`, `-` for standard output; returns how many."""
     path = definitions_path(root)
-    if not os.path.exists(path):
+    if not os.path.exists(path) and not os.path.exists(backup_path(path)):
         raise Failed(f"{root} holds no volumes: --root must be the driver's")
-    with DefinitionStore(path) as store:
-        store.check()
-        definitions = store.load()
-    if target == "-":
-        sys.stdout.write(to_json(definitions))
-    else:
-        write_privately(target, to_json(definitions))
+    definitions = _defined(path)
+    _write(target, to_json(definitions))
     return len(definitions)
+
+
+def _defined(path: str) -> list[Definition]:
+    """What is defined in the file, or else in its backup."""
+    try:
+        return read_definitions(path)
+    except NewerState:
+        raise
+    except (OSError, sqlite3.Error) as error:
+        problem = f"the definitions in {path} are not usable: {error}"
+        try:
+            definitions = read_backup(path)
+        except (OSError, ValueError) as also:
+            raise Failed(f"{problem}; and their backup {backup_path(path)} is not: {also}") from error
+        print(f"brokervol: volumes export: {problem}; what is exported is their backup", file=sys.stderr)
+        return definitions
+
+
+def _write(target: str, text: str) -> None:
+    """Replace a regular file at once; into what is none, such as a pipe or a device, the text goes as it is."""
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        is_file = stat.S_ISREG(os.lstat(target).st_mode)
+    except FileNotFoundError:
+        is_file = True
+    if is_file:
+        write_privately(target, text.encode("ascii"), f"{target}.{secrets.token_hex(8)}")
+    else:
+        with open(os.open(target, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC), "w", encoding="ascii") as file:
+            file.write(text)
 
 
 def import_volumes(root: str, source: str) -> tuple[list[str], list[str]]:
@@ -68,7 +99,7 @@ def import_volumes(root: str, source: str) -> tuple[list[str], list[str]]:
     state = os.path.dirname(definitions_path(root))
     os.makedirs(root, 0o755, exist_ok=True)
     os.makedirs(state, 0o700, exist_ok=True)
-    with DefinitionStore(definitions_path(root)) as store:
+    with DefinitionStore(definitions_path(root), may_begin=True) as store:
         for _ in range(_ATTEMPTS):
             existing = {definition.name: definition.options for definition in store.load()}
             _refuse_conflicts(wanted, existing)
@@ -95,6 +126,7 @@ def _checked(definitions: Sequence[Definition]) -> list[Definition]:
     for definition in definitions:
         try:
             check_name(definition.name)
+            _check_text(definition.options)
             options = volume_options.parse(definition.options).effective
         except InvalidVolume as error:
             problems.append(f"volume {definition.name!r:.80}: {error}")
@@ -103,6 +135,15 @@ def _checked(definitions: Sequence[Definition]) -> list[Definition]:
     if problems:
         raise Failed(_several(problems))
     return checked
+
+
+def _check_text(options: Mapping[str, str]) -> None:
+    """As the driver's socket does: JSON can spell characters that are none."""
+    for key, value in options.items():
+        try:
+            f"{key}{value}".encode()
+        except UnicodeEncodeError:
+            raise InvalidVolume(f"option {quoted(key)} is not accepted: it holds half a character") from None
 
 
 def _refuse_conflicts(wanted: Sequence[Definition], existing: Mapping[str, Mapping[str, str]]) -> None:

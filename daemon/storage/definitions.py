@@ -4,43 +4,64 @@ SQLite beside the driver's other state, in one small table, because both process
 and the driver must start without an ORM. No secret is ever in a definition.
 
 Beside the table there is a backup of it, rewritten as a whole with every change: definitions are what nobody can
-make again, and an engine forgets every volume that a driver does not list.
+make again, and an engine forgets every volume that a driver does not list. In both, each definition has a digest,
+so that one that was altered on disk is never taken for what docker asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import NamedTuple
 
-_SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS definitions (
-    name TEXT PRIMARY KEY,
-    options TEXT NOT NULL,
-    created TEXT NOT NULL
-) STRICT, WITHOUT ROWID
-"""
-_Row = tuple[str, str, str]  # name, options as JSON, created
+from storage import state_files
+from storage.state_files import Damaged, telling_damage
+from storage.volume_records import (
+    Definition,
+    Row,
+    digest_of,
+    from_json,
+    from_row,
+    in_utc,
+    to_document,
+    to_row,
+)
 
-_FORMAT = "brokervol volumes"
-_FORMAT_VERSION = 1
+__all__ = [
+    "AlreadyDefined",
+    "BackupDamaged",
+    "Definition",
+    "DefinitionStore",
+    "backup_path",
+    "definitions_path",
+    "mountpoint",
+    "read_backup",
+    "read_definitions",
+    "utc_now",
+]
 
-
-@dataclass(frozen=True, slots=True)
-class Definition:
-    """A volume as `docker volume create` asked for it. `options` are the accepted `-o` keys and values."""
-
-    name: str
-    options: dict[str, str]
-    created: datetime
+# What each version adds to the one before. None is ever altered: hosts have them.
+_MIGRATIONS = (
+    """
+    CREATE TABLE IF NOT EXISTS definitions (
+        name TEXT PRIMARY KEY,
+        options TEXT NOT NULL,
+        created TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID
+    """,
+    """
+    ALTER TABLE definitions ADD COLUMN digest TEXT NOT NULL DEFAULT '';
+    UPDATE definitions SET created = utc(created);
+    UPDATE definitions SET digest = digest(name, options, created)
+    """,
+)
+_COLUMNS = ("name, options, created, ''", "name, options, created, digest")  # of each version
+_INSERT = "INSERT INTO definitions (name, options, created, digest) VALUES (?, ?, ?, ?)"
 
 
 class AlreadyDefined(Exception):
@@ -51,12 +72,20 @@ class AlreadyDefined(Exception):
         self.names = names
 
 
-class NewerState(sqlite3.DatabaseError):
-    """The file was written by a newer version; it is as it was."""
+class BackupDamaged(Damaged):
+    """There are no definitions where there were some, and their backup is not usable."""
 
 
-class BackupDamaged(sqlite3.DatabaseError):
-    """There are no definitions, and their backup is not usable."""
+class Agreement(NamedTuple):
+    """What came of comparing a table with its backup.
+
+    Attributes:
+        added: the names of those that only the backup had.
+        kept_as: where the backup is kept that said something else, or was damaged.
+    """
+
+    added: list[str]
+    kept_as: str | None
 
 
 class DefinitionStore:
@@ -65,56 +94,48 @@ class DefinitionStore:
     Args:
         path: the SQLite file. Where it or its table is missing, it is made from the backup, or else empty. Its
             directory must exist.
+        may_begin: an empty one is made even where a driver has worked before, and so definitions were lost.
 
     Attributes:
         is_new: there was no such table before.
 
     Raises:
-        sqlite3.Error: the file cannot be opened, or is damaged.
-        NewerState, BackupDamaged: see there.
+        sqlite3.Error: the file cannot be opened.
+        NewerState, Damaged, BackupDamaged: see there.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, may_begin: bool = False) -> None:
         self._path = path
+        self._may_begin = may_begin
         self._lock = threading.Lock()
         self._opened = 0
         self._connection = self._open()
 
     def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=10)
-        try:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version > _SCHEMA_VERSION:
-                raise NewerState(
-                    f"{self._path} has version {version}; this brokervol knows versions up to {_SCHEMA_VERSION}:"
-                    " install the newer one again"
-                )
-            connection.execute("PRAGMA journal_mode = WAL")
-            # FULL: a definition that docker was told of must survive a power cut.
-            connection.execute("PRAGMA synchronous = FULL")
-            self.is_new = version == 0
-            if self.is_new:
-                self._make(connection)
-        except BaseException:
-            connection.close()
-            raise
+        with telling_damage(), contextlib.ExitStack() as undo:
+            connection = _connected(self._path)
+            undo.callback(connection.close)
+            state_files.version_of(connection, self._path, len(_MIGRATIONS))
+            _begin_journal(connection)
+            with state_files.migrated(connection, self._path, _MIGRATIONS) as version:
+                self.is_new = version == 0
+                if self.is_new:
+                    connection.executemany(_INSERT, map(to_row, self._first()))
+            undo.pop_all()
         self._inode = os.stat(self._path).st_ino
         return connection
 
-    def _make(self, connection: sqlite3.Connection) -> None:
+    def _first(self) -> list[Definition]:
+        """What a new table begins with."""
+        backup = backup_path(self._path)
         try:
-            with open(backup_path(self._path), encoding="utf-8") as file:
-                found = from_json(file.read())
-        except FileNotFoundError:
-            found = []
+            return _read(backup)
+        except FileNotFoundError as error:
+            if self._may_begin or not (trace := _trace(self._path)):
+                return []
+            raise BackupDamaged(f"{backup}: there is none, but a driver has worked here: {trace}") from error
         except (OSError, ValueError) as error:
-            raise BackupDamaged(f"{backup_path(self._path)}: {error}") from error
-        with connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute(_SCHEMA)
-            # Another process may have been faster.
-            connection.executemany("INSERT OR IGNORE INTO definitions VALUES (?, ?, ?)", map(_row, found))
-            connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+            raise BackupDamaged(f"{backup}: {error}") from error
 
     def close(self) -> None:
         with self._lock:
@@ -128,16 +149,16 @@ class DefinitionStore:
             OSError: the backup cannot be written.
         """
         with self._transaction():
-            added = [_row(definition) for definition in definitions]
+            added = [to_row(definition) for definition in definitions]
             if taken := sorted(name for name, *_ in added if self._find(name) is not None):
                 raise AlreadyDefined(taken)
-            self._connection.executemany("INSERT INTO definitions VALUES (?, ?, ?)", added)
+            self._connection.executemany(_INSERT, added)
             self._write_backup()
 
-    def save(self, definition: Definition) -> None:
-        """Add the definition, or replace the one of the same name."""
+    def save(self, *definitions: Definition) -> None:
+        """Add the definitions, or replace those of the same names."""
         with self._transaction():
-            self._connection.execute("INSERT OR REPLACE INTO definitions VALUES (?, ?, ?)", _row(definition))
+            self._connection.executemany(_INSERT.replace("INSERT", "INSERT OR REPLACE"), map(to_row, definitions))
             self._write_backup()
 
     def remove(self, name: str) -> None:
@@ -158,79 +179,125 @@ class DefinitionStore:
         """Every definition, by name.
 
         Raises:
-            ValueError: one of them is damaged.
+            Damaged: one of them is.
         """
-        with self._lock:
-            return [_definition(*row) for row in self._rows()]
+        with self._lock, telling_damage():
+            return [from_row(row) for row in _rows(self._connection)]
 
     def find(self, name: str) -> Definition | None:
         """The definition of this name, if there is one."""
-        with self._lock:
+        with self._lock, telling_damage():
             row = self._find(name)
-        return None if row is None else _definition(*row)
+            return None if row is None else from_row(row)
 
     def version(self) -> int:
         """A number that changes when another process has written: cheap to ask before loading again."""
-        with self._lock:
+        with self._lock, telling_damage():
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(self._path).st_ino != self._inode:  # it was damaged, and has been replaced
-                    replaced, self._connection = self._connection, self._open()
-                    replaced.close()
-                    self._opened += 1
+                    self._open_again()
             data_version = int(self._connection.execute("PRAGMA data_version").fetchone()[0])
             return self._opened << 32 | data_version
+
+    def _open_again(self) -> None:
+        self._connection.close()  # first: what SQLite has beside a file it knows by name
+        self._connection = self._open()
+        self._opened += 1
+
+    def is_there(self) -> bool:
+        """Whether the file is where it was; without it, what is written goes nowhere."""
+        return os.path.exists(self._path)
+
+    def has_backup(self) -> bool:
+        """Whether there is a backup, of whatever content."""
+        return os.path.exists(backup_path(self._path))
 
     def check(self) -> None:
         """Look at the whole file.
 
         Raises:
-            sqlite3.DatabaseError, ValueError: it is damaged.
+            Damaged: it is.
         """
-        with self._lock:
-            (found,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
-            if found != "ok":
-                raise ValueError(found)
+        with self._lock, telling_damage():
+            _check(self._connection)
         self.load()
 
-    def agree_with_backup(self) -> list[str]:
+    def agree_with_backup(self) -> Agreement:
         """Add what only the backup has, and write it if it is not what it should be.
 
         The backup has a volume more only after a crash between the two, or where what SQLite had written was lost.
-
-        Returns:
-            The names of what was added.
+        Nothing else should ever differ. Where it does, the table is right, and the backup kept under another name.
 
         Raises:
             OSError: the backup cannot be written.
         """
         with self._transaction():
-            try:
-                with open(backup_path(self._path), encoding="utf-8") as file:
-                    text = file.read()
-                if text == _document(self._rows()):
-                    return []
-                missing = [found for found in from_json(text) if self._find(found.name) is None]
-            except (OSError, ValueError):
-                missing = []
-            self._connection.executemany("INSERT INTO definitions VALUES (?, ?, ?)", map(_row, missing))
-            self._write_backup()
-            return [definition.name for definition in missing]
+            return self._agree()
 
-    def _find(self, name: str) -> _Row | None:
-        statement = "SELECT name, options, created FROM definitions WHERE name = ?"
-        found: _Row | None = self._connection.execute(statement, (name,)).fetchone()
+    def _agree(self) -> Agreement:
+        backup, rows = backup_path(self._path), _rows(self._connection)
+        content = b""
+        with contextlib.suppress(FileNotFoundError), open(backup, "rb") as file:
+            content = file.read()
+        if content == to_document(rows):
+            return Agreement([], None)
+        known = {row[0]: from_row(row) for row in rows}
+        missing, kept_as = [], None
+        try:
+            found = {definition.name: definition for definition in from_json(content)}
+            missing = [definition for name, definition in found.items() if name not in known]
+            differs = any(found.get(name) != definition for name, definition in known.items())
+        except ValueError:
+            differs = bool(content)
+        if differs:
+            kept_as = state_files.aside(backup, "differs")
+            state_files.write_privately(kept_as, content)
+        self._connection.executemany(_INSERT, map(to_row, missing))
+        self._write_backup()
+        return Agreement([definition.name for definition in missing], kept_as)
+
+    def write_anew(self, definitions: Iterable[Definition]) -> str:
+        """Make a new file of `definitions`, and of what only the backup has; for when the one there is damaged.
+
+        Returns:
+            The name that the old one is kept under.
+
+        Raises:
+            sqlite3.Error, OSError: it cannot be written, and the old one is as it was.
+        """
+        with self._lock, telling_damage():
+            wanted = {definition.name: definition for definition in definitions}
+            with contextlib.suppress(OSError, ValueError):
+                wanted = {definition.name: definition for definition in _read(backup_path(self._path))} | wanted
+            unfinished = f"{self._path}.new"
+            state_files.remove(unfinished)
+            with (
+                contextlib.closing(_connected(unfinished)) as connection,
+                state_files.migrated(connection, unfinished, _MIGRATIONS),
+            ):
+                connection.executemany(_INSERT, map(to_row, wanted.values()))
+            self._connection.close()
+            kept_as = state_files.set_aside(self._path)
+            os.rename(unfinished, self._path)
+            state_files.sync_directory(os.path.dirname(os.path.abspath(self._path)))
+            self._open_again()
+            with self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._agree()
+            return kept_as
+
+    def _find(self, name: str) -> Row | None:
+        statement = f"SELECT {_COLUMNS[-1]} FROM definitions WHERE name = ?"  # noqa: S608  # a constant
+        found: Row | None = self._connection.execute(statement, (name,)).fetchone()
         return found
-
-    def _rows(self) -> list[_Row]:
-        return self._connection.execute("SELECT name, options, created FROM definitions ORDER BY name").fetchall()
 
     def _write_backup(self) -> None:
         """Within a transaction, so that of two processes the later one writes the later state."""
-        write_privately(backup_path(self._path), _document(self._rows()))
+        state_files.write_privately(backup_path(self._path), to_document(_rows(self._connection)))
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock, self._connection:
+        with self._lock, telling_damage(), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield
 
@@ -241,91 +308,72 @@ class DefinitionStore:
         self.close()
 
 
-def _row(definition: Definition) -> _Row:
-    return definition.name, json.dumps(definition.options, sort_keys=True), definition.created.isoformat()
-
-
-def _definition(name: str, options: str, created: str) -> Definition:
-    return Definition(name, _options(json.loads(options)), datetime.fromisoformat(created))
-
-
-def _options(options: Any) -> dict[str, str]:
-    if not isinstance(options, dict) or not all(isinstance(value, str) for value in options.values()):
-        raise ValueError("the options of a volume must be an object of strings")
-    return options
-
-
-def to_json(definitions: Iterable[Definition]) -> str:
-    """Definitions as a document of their own: the backup, and what is exported."""
-    return _document(_row(definition) for definition in definitions)
-
-
-def _document(rows: Iterable[_Row]) -> str:
-    lines = ",\n".join(  # put together by hand, since there may be thousands, at every change
-        f'{{"name": {json.dumps(name)}, "created": "{created}", "options": {options}}}'
-        for name, options, created in rows
-    )
-    return f'{{"format": "{_FORMAT}", "version": {_FORMAT_VERSION}, "volumes": [\n{lines}\n]}}\n'
-
-
-def from_json(text: str) -> list[Definition]:
-    """What `to_json` has written.
+def read_definitions(path: str) -> list[Definition]:
+    """Every definition of the file, by name, without writing anything, not even beside it.
 
     Raises:
-        ValueError: it is something else, of a newer version, or damaged.
+        sqlite3.Error, OSError: it cannot be read so.
+        NewerState, Damaged: see there.
     """
-    document = json.loads(text)
-    if not isinstance(document, dict) or document.get("format") != _FORMAT:
-        raise ValueError(f'it must be a JSON object with "format": "{_FORMAT}"')
-    if document.get("version") != _FORMAT_VERSION:
-        raise ValueError(
-            f"it has version {document.get('version')}; this brokervol knows version {_FORMAT_VERSION} only"
-        )
-    volumes = document.get("volumes")
-    if not isinstance(volumes, list):
-        raise ValueError("volumes must be an array")  # noqa: TRY004  # of the document, not of an argument
-    definitions = [_entry(number, entry) for number, entry in enumerate(volumes)]
-    if len({definition.name for definition in definitions}) != len(definitions):
-        raise ValueError("a volume is in it twice")
-    return definitions
+    with telling_damage(), contextlib.closing(_connected(path, read_only=True)) as connection:
+        version = state_files.version_of(connection, path, len(_MIGRATIONS))
+        if version == 0:
+            raise Damaged("there is no table in it")
+        if version == len(_MIGRATIONS):
+            _check(connection)
+        return [from_row(row) for row in _rows(connection, version)]
 
 
-def _entry(number: int, entry: Any) -> Definition:
-    try:
-        created = datetime.fromisoformat(entry["created"])
-        if not isinstance(entry["name"], str) or created.tzinfo is None:
-            raise ValueError("name must be a string, and created a time with zone")
-        return Definition(entry["name"], _options(entry["options"]), created)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"volumes[{number}] must have name, created and options: {type(error).__name__}: {error}"
-        ) from error
-
-
-def write_privately(path: str, text: str) -> None:
-    """Replace the file at `path`, at once and durably, by one that only its owner reads.
+def read_backup(path: str) -> list[Definition]:
+    """Every definition of the backup of that file.
 
     Raises:
-        OSError: it is as it was.
+        OSError, ValueError: it cannot be read, or is damaged.
     """
-    directory = os.path.dirname(os.path.abspath(path))
-    unfinished = f"{path}.part"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        with open(os.open(unfinished, flags, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(unfinished, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(unfinished)
-        raise
-    directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory_fd)
-    finally:
-        os.close(directory_fd)
+    return _read(backup_path(path))
+
+
+def _connected(path: str, *, read_only: bool = False) -> sqlite3.Connection:
+    connection = state_files.connected(path, read_only=read_only)
+    connection.create_function("digest", 3, digest_of, deterministic=True)
+    connection.create_function("utc", 1, in_utc, deterministic=True)
+    return connection
+
+
+def _begin_journal(connection: sqlite3.Connection) -> None:
+    """No write-ahead log: a file that has one cannot be read on a full or read-only disk, nor be replaced while
+    other processes have it open.
+    """
+    with contextlib.suppress(sqlite3.OperationalError):  # it has one, and another process is about to end it
+        connection.execute("PRAGMA journal_mode = DELETE")
+    # EXTRA: a definition that docker was told of must survive a power cut.
+    connection.execute("PRAGMA synchronous = EXTRA")
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    with contextlib.closing(_connected(":memory:")) as pattern:
+        state_files.check(connection, pattern, _MIGRATIONS)
+
+
+def _rows(connection: sqlite3.Connection, version: int = len(_MIGRATIONS)) -> list[Row]:
+    statement = f"SELECT {_COLUMNS[version - 1]} FROM definitions ORDER BY name"  # noqa: S608  # constants
+    return connection.execute(statement).fetchall()
+
+
+def _trace(path: str) -> str:
+    """What tells that a driver has had definitions in the file `path`; empty for nothing."""
+    state = os.path.dirname(os.path.abspath(path))
+    references, mountpoints = os.path.join(state, "mounts.sqlite"), os.path.join(os.path.dirname(state), "volumes")
+    if os.path.exists(references):
+        return references
+    with contextlib.suppress(OSError):
+        return next((os.path.join(mountpoints, name) for name in os.listdir(mountpoints)), "")
+    return ""
+
+
+def _read(path: str) -> list[Definition]:
+    with open(path, "rb") as file:
+        return from_json(file.read())
 
 
 def mountpoint(root: str, name: str) -> str:

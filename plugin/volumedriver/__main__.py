@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import logging
 import os
+import socket
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,12 +20,12 @@ from storage.definitions import definitions_path, mountpoint
 from storage.mountinfo import read_mounts
 from volumedriver.api import create_app, refusal
 from volumedriver.driver import Driver, Parts
-from volumedriver.errors import DriverError, NfsServerRefused, reason
+from volumedriver.errors import DriverError, NfsServerRefused, StateUnavailable, reason
 from volumedriver.holders import Namespaces
 from volumedriver.holds import Holds
 from volumedriver.hostfs import follow_host
 from volumedriver.hostpaths import HostDirectories
-from volumedriver.mending import opened_definitions, opened_references
+from volumedriver.mending import keep_room, make_room, opened_definitions, opened_references
 from volumedriver.metrics import Metrics
 from volumedriver.mounter import KernelMounter
 from volumedriver.nfs import LONGEST_TIMEOUT_S, TIMEOUT_S, NfsMounts, NfsSource
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _LONGEST_S = 86400
+_LISTENER_ENDS_S, _LISTENER_POLL_S = 1.0, 0.05
 
 # Only the engine calls. It keeps connections open for reuse, and forgets a volume when a Get is refused.
 # The flag, its environment variable, the default, and what --help says.
@@ -127,6 +130,7 @@ def _serve(options: argparse.Namespace) -> None:
         log.info("listening", socket=options.socket)
         hosts = HostDirectories(options.hostfs)
         stack.callback(hosts.close)
+        make_room(state)
         definitions = stack.enter_context(opened_definitions(definitions_path(root)))
         references = opened_references(os.path.join(state, "mounts.sqlite"))
         stack.callback(references.close)
@@ -145,6 +149,7 @@ def _serve(options: argparse.Namespace) -> None:
             boot_id=_boot_id(),
         )
         driver = Driver(parts)
+        keep_room(state)
         if any(isinstance(volume.options, NfsOptions) for volume in driver.list()):
             workers.prepare()
         prober = Prober(servers, mounts, lambda: _mounted(driver, nfs_policy))
@@ -184,6 +189,7 @@ def _prepared(root: str) -> str:
 def _listening(path: str) -> UnixServer:
     """The server, which accepts nothing yet: connections wait until it runs."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    _refuse_listener(path)
     server = UnixServer(
         path,
         _not_ready,
@@ -193,6 +199,32 @@ def _listening(path: str) -> UnixServer:
     )
     server.prepare()
     return server
+
+
+def _refuse_listener(path: str) -> None:
+    """Who listens there works with another root; its socket must not be taken. One that is left over may be.
+
+    One that is about to end is waited for.
+    """
+    deadline = time.monotonic() + _LISTENER_ENDS_S
+    while _has_listener(path):
+        if time.monotonic() >= deadline:
+            raise StateUnavailable(
+                f"another process listens on {path}: two brokervol drivers need two sockets (--socket)"
+            )
+        time.sleep(_LISTENER_POLL_S)
+
+
+def _has_listener(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except BlockingIOError:  # it has much to do
+            return True
+        except OSError:
+            return False
+    return True
 
 
 def _not_ready(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -12,8 +12,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -24,6 +23,7 @@ from volumedriver import stale
 from volumedriver.engines import Engine, is_alive
 from volumedriver.errors import (
     DriverError,
+    StateDamaged,
     StateUnavailable,
     VolumeBusy,
     VolumeConflict,
@@ -74,6 +74,8 @@ class Driver:
         self._parts = parts
         self._locks = NamedLocks(parts.lock_timeout_s)
         self._registry = threading.Lock()
+        self._defining = threading.Lock()  # definitions change on disk and in memory at once
+        self._is_damaged = False
         self._publication = Publication(parts.mounter, parts.sources, parts.holders)
         self._unfinished: list[Definition] = []
         self._unsettled: set[str] = set()
@@ -114,10 +116,11 @@ class Driver:
             self._parts.mounter.unmount(volume.mountpoint)
             self._parts.references.drop(name)
             self._put(replace(volume, references={}, stale=""))
-            with self._definition_errors():  # what was before it is undone by nothing, and needs no intent
+            # What was before it is undone by nothing, and needs no intent.
+            with self._defining, self._definition_errors():
                 self._parts.definitions.remove(name)
-            with self._registry:
-                del self._volumes[name]
+                with self._registry:
+                    del self._volumes[name]
         log.info("volume removed", volume=name)
 
     def mount(self, name: str, mount_id: str, engine: Engine | None = None) -> str:
@@ -232,20 +235,50 @@ class Driver:
     def learn(self) -> None:
         """Learn of the volumes that another process has defined since (`brokervol volumes import`).
 
+        Definitions that somebody has removed or damaged are written again from memory.
+
         Raises:
             VolumeBusy: a call for one of them is under way.
-            StateUnavailable: the definitions cannot be read.
+            StateUnavailable: the definitions cannot be read, or not be written.
         """
+        if not self._parts.definitions.is_there():
+            self._is_damaged = True
+        with contextlib.suppress(StateDamaged):
+            self._learn_of_others()
+        if self._is_damaged:
+            self._write_definitions()
+            self._learn_of_others()
+
+    def _learn_of_others(self) -> None:
+        definitions = self._parts.definitions
         with self._definition_errors():
-            version = self._parts.definitions.version()
+            if not definitions.has_backup():
+                with contextlib.suppress(OSError):  # a full disk is told to those who want to change something
+                    definitions.agree_with_backup()
+            version = definitions.version()
             if version == self._version:
                 return
-            names = [definition.name for definition in self._parts.definitions.load()]
+            names = {definition.name for definition in definitions.load()}
         for name in names:
             if self._find(name) is None:
                 with self._locks.held(name, timeout_s=0):
                     self._learn(name)
+        self._save_unless(names)
         self._version = version
+
+    def remember(self) -> None:
+        """Write references again, from memory, that somebody has removed or damaged.
+
+        Raises:
+            StateUnavailable: they cannot be written.
+        """
+        references = self._parts.references
+        if references.is_lost():
+            volumes = self.list()
+            counts = {volume.name: volume.references for volume in volumes}
+            shown = {volume.name: volume.shown for volume in volumes if volume.shown is not None}
+            kept_as = references.write_anew(self._parts.boot_id, counts, shown)
+            log.error("references written again", kept_as=kept_as, reason="what was on disk is damaged or gone")
 
     def finish(self) -> None:
         """Finish the Creates that an earlier process died in, or undo those that cannot be.
@@ -280,11 +313,33 @@ class Driver:
     def _define(self, definition: Definition) -> None:
         volume = self._defined(definition)
         detail = {"options": definition.options, "created": definition.created.isoformat()}
-        with self._intended(volume.name, Verb.CREATE, **detail):
-            with self._parts.sources.opened(volume.options), self._definition_errors():
-                self._parts.definitions.add([definition])
+        with (
+            self._intended(volume.name, Verb.CREATE, **detail),
+            self._parts.sources.opened(volume.options),
+            self._defining,
+            self._definition_errors(),
+        ):
+            self._parts.definitions.add([definition])
             self._put(volume)
         log.info("volume created", volume=volume.name, options=definition.options)
+
+    def _write_definitions(self) -> None:
+        with self._defining, self._definition_errors():
+            kept_as = self._parts.definitions.write_anew(map(_definition, self.list()))
+            self._is_damaged = False
+        log.error("definitions written again", kept_as=kept_as, reason="what was on disk is damaged or gone")
+
+    def _save_unless(self, names: Collection[str]) -> None:
+        """Write the definitions that are in memory and not among `names`: only this driver ever removes any."""
+        if all(volume.name in names for volume in self.list()):
+            return
+        with self._defining, self._definition_errors():
+            there = {definition.name for definition in self._parts.definitions.load()}
+            lost = [_definition(volume) for volume in self.list() if volume.name not in there]
+            if lost:
+                self._parts.definitions.save(*lost)
+        for definition in lost:
+            log.error("definition written again", volume=definition.name, reason="somebody has removed it")
 
     def _learn(self, name: str) -> None:
         """Take over the definition of a volume that is not known; its lock is held."""
@@ -372,8 +427,14 @@ class Driver:
             raise VolumeInUse(f"remove {volume.name}: volume is in use - [{ids}]")
         log.warning("references dropped", volume=volume.name, references=ids, reason="no process holds them")
 
-    def _definition_errors(self) -> AbstractContextManager[None]:
-        return state_errors("the definitions")
+    @contextlib.contextmanager
+    def _definition_errors(self) -> Iterator[None]:
+        try:
+            with state_errors("the definitions"):
+                yield
+        except StateDamaged:
+            self._is_damaged = True  # `learn` mends it
+            raise
 
     def _defined(self, definition: Definition) -> Volume:
         options = volume_options.restore(definition.options)
@@ -393,6 +454,10 @@ class Driver:
         for name, (references, shown) in recover(volumes, scene).items():
             volumes[name] = replace(volumes[name], references=references, shown=shown)
         return volumes
+
+
+def _definition(volume: Volume) -> Definition:
+    return Definition(volume.name, volume.options.effective, volume.created)
 
 
 def _former(mount_id: str) -> str:

@@ -57,27 +57,34 @@ def opened_references(path: str) -> ReferenceStore:
         return ReferenceStore(path)
 
 
-@contextlib.contextmanager
-def room_to_start(state: str) -> Iterator[None]:
-    """Keep room in the directory `state` for what every start must write, and give it up where the disk is full.
+def make_room(state: str) -> None:
+    """Give up the room that `keep_room` has kept in the directory `state`, if the disk is full: starts write.
 
     Raises:
-        StateUnavailable: the disk is full, and there is nothing to give up.
+        StateUnavailable: the directory cannot be used.
     """
-    reserve = os.path.join(state, "reserve")
     with state_errors(state):
-        free = os.statvfs(state)
-        if free.f_bavail * free.f_frsize < _RESERVE_BYTES and os.path.exists(reserve):
+        disk, reserve = os.statvfs(state), _reserve(state)
+        if disk.f_bfree * disk.f_frsize < _RESERVE_BYTES and os.path.exists(reserve):
             os.unlink(reserve)
             log.error("disk is full", path=state, reason="the driver starts in the room that it has kept for that")
-    yield
+
+
+def keep_room(state: str) -> None:
+    """Take up room in the directory `state` for the next start, if there is any."""
     try:
-        _keep_room(reserve)
+        _take_up(_reserve(state))
     except OSError as error:
-        log.error("disk is full", path=state, reason=f"there is no room to keep for another start: {reason(error)}")
+        log.warning(
+            "disk is full", path=state, reason=f"there is no room to keep for another start: {reason(error)}"
+        )
 
 
-def _keep_room(reserve: str) -> None:
+def _reserve(state: str) -> str:
+    return os.path.join(state, "reserve")
+
+
+def _take_up(reserve: str) -> None:
     """Written, not only made as large: a file with holes takes no room."""
     with contextlib.suppress(FileNotFoundError):
         if os.stat(reserve).st_size == _RESERVE_BYTES:
@@ -110,7 +117,7 @@ def _agree(store: DefinitionStore, path: str) -> None:
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            log.error("the backup of definitions is not written", path=backup, reason=reason(error))
+            log.warning("the backup of definitions is not written", path=backup, reason=reason(error))
             added, kept_as = [], None
     if kept_as:
         log.error("the backup of definitions said something else", path=backup, kept_as=kept_as)
@@ -123,9 +130,8 @@ def _check_backup(path: str, problem: str) -> None:
         read_backup(path)
     except (OSError, ValueError) as error:
         raise StateDamaged(
-            f"{problem}; and the backup {backup_path(path)} is not usable: {error}. Move all of"
-            f" {os.path.dirname(path)} away, and bring the volumes back by `brokervol volumes import` from an export,"
-            " or start with none"
+            f"{problem}; and the backup {backup_path(path)} is not usable: {error}. Move {os.path.dirname(path)}"
+            " away, and bring the volumes back by `brokervol volumes import` from an export, or start with none"
         ) from error
 
 

@@ -225,12 +225,26 @@ def _token(mountpoint: str) -> int:
 
 def _make_mountpoint(mountpoint: str, undo: contextlib.ExitStack) -> bool:
     """Returns whether it was made, and so nothing can be mounted there."""
-    try:
-        os.mkdir(mountpoint, 0o700)
-    except FileExistsError:
-        return False
+    directory, name = os.path.split(mountpoint)
+    with mountcalls.closing(_opened(directory)) as directory_fd:
+        try:
+            os.mkdir(name, 0o700, dir_fd=directory_fd)
+        except FileExistsError:
+            return False
     undo.callback(_remove_mountpoint, mountpoint)
     return True
+
+
+def _opened(directory: str) -> int:
+    """A descriptor of the directory of mountpoints, which is made again where somebody has removed it."""
+    with contextlib.suppress(FileExistsError):
+        try:
+            return os.open(directory, _DIRECTORY)
+        except NotADirectoryError as error:  # a link, too: mountinfo would tell other paths than ours
+            raise OSError(errno.ENOTDIR, f"{directory} is not a directory") from error
+        except FileNotFoundError:
+            os.mkdir(directory, 0o700)
+    return os.open(directory, _DIRECTORY)
 
 
 def _remove_mountpoint(mountpoint: str, remove: Callable[[str], None] = os.rmdir) -> None:

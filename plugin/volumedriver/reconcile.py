@@ -83,9 +83,10 @@ class Reconciler:
         self._ends = False
 
     def notice(self) -> None:
-        """Learn of volumes that were imported. Cheap."""
+        """Learn of volumes that were imported, and of state that somebody has removed or damaged. Cheap."""
         with suppress(VolumeBusy):
             self._driver.learn()
+        self._driver.remember()
 
     def step(self) -> None:
         """One pass."""

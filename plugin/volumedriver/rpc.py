@@ -124,8 +124,8 @@ def call(connection: socket.socket, program: int, version: int, procedure: int, 
 def greet(connection: socket.socket, version: int, minor: int = 0) -> None:
     """Ask for what a mount begins with, of NFS in this version: who gets an answer will be served.
 
-    Of version 4 the server takes down a client of this name, and forgets it in time, as that never confirms. A call
-    that does nothing would not do: a server may answer it, and hang at the first that does something.
+    Of version 4 the server takes down a client of this name, and forgets it in time, as that never confirms. A
+    call that does nothing would not do: a server may answer it, and hang at the first that does something.
 
     Raises:
         NotServed: the server does not have the version. A minor version that it does not have is an answer.

@@ -15,13 +15,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from storage.definitions import BackupDamaged
+import structlog
+
+from storage import state_files
+from storage.state_files import is_damage, telling_damage
 from volumedriver.engines import NOBODY, Engine
 from volumedriver.errors import StateDamaged, StateUnavailable, reason
 from volumedriver.volume import Shown
+
+log = structlog.get_logger()
 
 References = dict[str, dict[str, int]]
 """Volume name -> Mount ID -> count."""
@@ -52,6 +58,7 @@ _MIGRATIONS = (
         detail TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     """,
+    "",  # the version stands there twice
 )
 _SET = """
 INSERT INTO mount_references VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET count = excluded.count,
@@ -64,7 +71,6 @@ INSERT INTO mount_references SELECT volume, ?, count, engine_pid, engine_started
     ON CONFLICT DO UPDATE SET count = count + excluded.count,
     engine_pid = excluded.engine_pid, engine_started = excluded.engine_started
 """
-_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _LOCK_POLL_S = 0.05
 
 
@@ -106,30 +112,67 @@ class ReferenceStore:
     def __init__(self, path: str) -> None:
         self._path = path
         self._lock = threading.Lock()
-        with state_errors(path):
-            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-            try:
-                self._prepare()
-            except BaseException:
-                self._connection.close()
-                raise
+        self._open()
+        self.is_new = self.boot_id() is None
+
+    def _open(self) -> None:
+        with state_errors(self._path), telling_damage(), contextlib.ExitStack() as undo:
+            self._connection = state_files.connected(self._path)
+            undo.callback(self._connection.close)
+            self._prepare()
+            self._is_damaged = False
+            self._check()
+            self._inode = os.stat(self._path).st_ino
+            undo.pop_all()
 
     def _prepare(self) -> None:
-        (found,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
-        if found != "ok":
-            raise StateDamaged(f"the driver's state in {self._path} is damaged: {found}")
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version > len(_MIGRATIONS):
-            raise StateUnavailable(
-                f"{self._path} has version {version};"
-                f" this brokervol knows versions up to {len(_MIGRATIONS)}: install the newer one again"
-            )
+        if os.statvfs(os.path.dirname(self._path)).f_bfree == 0:
+            # Its index is not a file then, which would need room: so the driver can start and be asked.
+            self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        state_files.version_of(self._connection, self._path, len(_MIGRATIONS))
         self._connection.execute("PRAGMA journal_mode = WAL")
         # NORMAL: a killed process loses nothing. A power cut may, but ends every mount as well.
         self._connection.execute("PRAGMA synchronous = NORMAL")
-        for number, migration in enumerate(_MIGRATIONS[version:], version + 1):
-            self._connection.executescript(f"BEGIN; {migration} PRAGMA user_version = {number}; COMMIT;")
-        self.is_new = not self._connection.execute("SELECT 1 FROM boot").fetchall()
+        with state_files.migrated(self._connection, self._path, _MIGRATIONS):
+            pass
+
+    def _check(self) -> None:
+        """Look at the whole file, every row of it."""
+        with contextlib.closing(state_files.connected(":memory:")) as pattern:
+            state_files.check(self._connection, pattern, _MIGRATIONS)
+        self.load()
+        self.shown()
+        self.intents()
+        self.engines()
+
+    def is_lost(self) -> bool:
+        """Whether what is written goes nowhere: the file was found damaged since it was opened, or is gone."""
+        try:
+            return self._is_damaged or os.stat(self._path).st_ino != self._inode
+        except FileNotFoundError:
+            return True
+
+    def write_anew(
+        self, boot_id: str, references: Mapping[str, Mapping[str, int]], shown: Mapping[str, Shown]
+    ) -> str:
+        """Make a new file of what the caller knows, and of the engines that asked.
+
+        Returns:
+            The name that the old one is kept under.
+        """
+        engines = self._engines
+        with self._lock, state_errors(self._path):
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+            kept_as = state_files.set_aside(self._path)
+        self._open()
+        self.begin_boot(boot_id)
+        for volume, known in shown.items():
+            self.set_shown(volume, known)
+        for volume, counts in references.items():
+            for mount_id, count in counts.items():
+                self.set(volume, mount_id, count, engines.get((volume, mount_id)))
+        return kept_as
 
     def close(self) -> None:
         with self._lock:
@@ -140,6 +183,8 @@ class ReferenceStore:
 
         `engine` asked for it; None leaves the one that is known.
         """
+        if engine is not None:
+            self._engines[volume, mount_id] = engine
         with self._transaction() as run:
             if count:
                 run(_SET, (volume, mount_id, count, *(engine or (None, None))))
@@ -178,10 +223,12 @@ class ReferenceStore:
     def engines(self) -> dict[tuple[str, str], Engine | None]:
         """Who asked for each reference, by volume and Mount ID; None where that is not known."""
         rows = self._run("SELECT volume, mount_id, engine_pid, engine_started FROM mount_references")
-        return {
+        engines = {
             (volume, mount_id): Engine(pid, started) if pid is not None else None
             for volume, mount_id, pid, started in rows
         }
+        self._engines = {**engines}
+        return engines
 
     def set_shown(self, volume: str, shown: Shown) -> None:
         """Record what is mounted for `volume`."""
@@ -205,9 +252,15 @@ class ReferenceStore:
         self._run("DELETE FROM intents WHERE volume = ?", volume)
 
     def intents(self) -> list[Intent]:
-        """What was begun and not settled, by volume."""
-        rows = self._run("SELECT volume, verb, detail FROM intents ORDER BY volume")
-        return [Intent(volume, Verb(verb), json.loads(detail)) for volume, verb, detail in rows]
+        """What was begun and not settled, by volume. One that is none is dropped."""
+        intents = []
+        for volume, verb, detail in self._run("SELECT volume, verb, detail FROM intents ORDER BY volume"):
+            try:
+                intents.append(_intent(volume, verb, detail))
+            except (ValueError, RecursionError) as error:
+                log.warning("intent dropped", volume=volume, verb=verb, reason=f"it is damaged: {error}")
+                self.settle(volume)
+        return intents
 
     def boot_id(self) -> str | None:
         """The boot of the machine that the references belong to; None before the first."""
@@ -231,13 +284,37 @@ class ReferenceStore:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Callable[..., object]]:
-        with self._lock, state_errors(self._path), self._connection:
+        with self._lock, self._errors(), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection.execute
 
     def _run(self, statement: str, *values: str | int | bytes | None) -> list[tuple[Any, ...]]:
-        with self._lock, state_errors(self._path):
+        with self._lock, self._errors():
             return self._connection.execute(statement, values).fetchall()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            with state_errors(self._path), telling_damage():
+                yield
+        except StateDamaged:
+            self._is_damaged = True
+            raise
+
+
+def _intent(volume: str, verb: str, detail: str) -> Intent:
+    intent = Intent(volume, Verb(verb), json.loads(detail))
+    match intent.verb, intent.detail:
+        case Verb.CREATE, {"options": dict(options), "created": str(created)}:
+            is_whole = all(isinstance(value, str) for value in options.values())
+            datetime.fromisoformat(created)
+        case Verb.MOUNT, {"mount_id": str(), "count": int(count)}:
+            is_whole = count >= 0
+        case _:
+            is_whole = False
+    if not is_whole:
+        raise ValueError(f"{detail!r:.80} is not what a start needs to finish or undo it")
+    return intent
 
 
 @contextlib.contextmanager
@@ -246,11 +323,22 @@ def state_errors(path: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        if isinstance(error, BackupDamaged) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
+        if is_damage(error):
             raise StateDamaged(f"the driver's state in {path} is damaged: {error}") from error
-        raise StateUnavailable(f"the driver's state in {path} is not usable: {error}") from error
+        raise StateUnavailable(f"the driver's state in {path} is not usable: {_told(error, path)}") from error
     except OSError as error:
         raise StateUnavailable(f"the driver's state in {path} is not usable: {reason(error)}") from error
+
+
+def _told(error: sqlite3.Error, path: str) -> str:
+    """What SQLite said; on a full or read-only disk with the reason, which it often does not know."""
+    with contextlib.suppress(OSError):
+        disk = os.statvfs(os.path.dirname(path))
+        if disk.f_flag & os.ST_RDONLY:
+            return f"the file system of {os.path.dirname(path)} is read-only ({error})"
+        if disk.f_bfree == 0:
+            return f"the disk of {os.path.dirname(path)} is full ({error})"
+    return str(error)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -157,6 +158,23 @@ def test_mountpoint_that_is_a_link_or_file_is_refused(make: Make, source: Path, 
             bind(mounter, source, str(tmp_path / name))
     assert not mounter.is_mounted(str(tmp_path / "elsewhere"))
     assert os.path.lexists(tmp_path / "link")
+
+
+@pytest.mark.root
+@in_private_namespace
+def test_directory_of_mountpoints_is_made_again_and_never_followed_elsewhere(source: Path, tmp_path: Path) -> None:
+    """Somebody has removed it, or put a link in its place, while the driver was running."""
+    mounter, directory, elsewhere = KernelMounter(), tmp_path / "volumes", tmp_path / "elsewhere"
+    bind(mounter, source, directory / "a")
+    assert (directory / "a/file").read_text() == "content"
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    mounter.unmount(str(directory / "a"))
+    directory.rmdir()
+    elsewhere.mkdir()
+    directory.symlink_to(elsewhere)
+    with pytest.raises(MountFailed, match=r"volumes is not a directory"):
+        bind(mounter, source, directory / "a")
+    assert list(elsewhere.iterdir()) == []
 
 
 @in_private_namespace

@@ -206,7 +206,7 @@ def test_what_is_mounted_on_top_is_taken_off(host: Host) -> None:
 def test_state_of_a_newer_version_ends_the_driver_with_a_sentence(host: Host) -> None:
     with driver_on(host) as driver:
         driver.create("data", "/srv/data")
-    for file, version in (("definitions.sqlite", 1), ("mounts.sqlite", 2)):
+    for file, version in (("definitions.sqlite", 2), ("mounts.sqlite", 3)):
         change_version(host, file, 99)
         ended = subprocess.run(
             command(host, str(host.directory.parent / "refused.sock")),
@@ -226,10 +226,11 @@ def test_state_of_a_newer_version_ends_the_driver_with_a_sentence(host: Host) ->
 
 
 def change_version(host: Host, file: str, version: int) -> None:
-    """Of a SQLite file: PRAGMA user_version, in the host's own mount namespace."""
+    """Of a SQLite file, where it stands twice, in the host's own mount namespace."""
     program = (
         "import sqlite3, sys; connection = sqlite3.connect(sys.argv[1]);"
-        "connection.execute(f'PRAGMA user_version = {sys.argv[2]}'); connection.commit(); connection.close()"
+        "connection.execute(f'PRAGMA user_version = {sys.argv[2]}');"
+        "connection.execute(f'PRAGMA application_id = {sys.argv[2]}'); connection.commit(); connection.close()"
     )
     host.run(sys.executable, "-c", program, f"{host.directory}/root/.state/{file}", str(version))
 

@@ -692,6 +692,16 @@ def test_second_driver_on_one_root_is_refused_and_the_first_goes_on(driver: Volu
     driver.create("data", "/srv/data")
 
 
+def test_second_driver_on_one_socket_is_refused_and_the_first_goes_on(driver: VolumeDriver) -> None:
+    argv = command(driver.host, driver.process.socket_path)
+    argv[argv.index("--root") + 1] = f"{driver.host.directory}/another"
+    second = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode == 1
+    assert "two brokervol drivers need two sockets" in second.stdout
+    assert "Traceback" not in second.stdout + second.stderr
+    driver.create("data", "/srv/data")
+
+
 @pytest.mark.parametrize(
     ("options", "exit_code", "said"),
     [

@@ -12,7 +12,7 @@ from volumedriver.driver import Driver, Parts
 from volumedriver.engines import Engine
 from volumedriver.holders import Hold, Wanted
 from volumedriver.hostpaths import HostDirectories
-from volumedriver.mending import opened_definitions, opened_references
+from volumedriver.mending import keep_room, make_room, opened_definitions, opened_references
 from volumedriver.mounter import Mounter
 from volumedriver.policy import HostPathPolicy
 from volumedriver.reconcile import Reconciler
@@ -73,6 +73,7 @@ class Machine:
         """A new driver on what the last one left."""
         self.stop()
         with contextlib.ExitStack() as stack:
+            make_room(str(self.root / ".state"))
             self.definitions = stack.enter_context(opened_definitions(definitions_path(str(self.root))))
             self.references = opened_references(str(self.root / ".state/mounts.sqlite"))
             stack.callback(self.references.close)
@@ -80,6 +81,7 @@ class Machine:
             stack.callback(hosts.close)
             self.parts = self._parts(hosts)
             self.driver = Driver(self.parts)
+            keep_room(str(self.root / ".state"))
             self.reconciler = Reconciler(self.driver, self.parts, clock=lambda: self.now)
             self._closing = stack.pop_all()
         return self.driver

@@ -19,7 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from lab.memory_driver import Machine, is_same_volume
 from lab.memory_mounter import MemoryMounter
-from storage.definitions import backup_path, definitions_path, from_json
+from storage.definitions import backup_path, definitions_path
+from storage.volume_records import from_json
 from volumedriver.engines import NOBODY, Engine
 from volumedriver.errors import DriverError, MountFailed, VolumeConflict, VolumeInUse, VolumeNotFound
 from volumedriver.holders import Hold

@@ -162,7 +162,7 @@ def power_cut(site: Site) -> None:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-    for file in ("definitions.sqlite-wal", "mounts.sqlite-wal"):
+    for file in ("definitions.sqlite", "mounts.sqlite-wal"):
         os.truncate(state / file, max(0, (state / file).stat().st_size - 1000))
     site.engine.start()
     assert {volume.name for volume in site.engine.client.volumes.list()} == {"ours", "local", "last"}

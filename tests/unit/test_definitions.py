@@ -18,11 +18,11 @@ from storage.definitions import (
     BackupDamaged,
     Definition,
     DefinitionStore,
-    NewerState,
     backup_path,
-    from_json,
-    to_json,
+    read_definitions,
 )
+from storage.state_files import NewerState
+from storage.volume_records import from_json, to_json
 
 WHEN = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 
@@ -91,10 +91,10 @@ def test_backup_that_is_not_what_it_should_be_is_written_again(path: str, conten
         os.unlink(backup_path(path))
         if content is not None:
             Path(backup_path(path)).write_text(content)
-        assert store.agree_with_backup() == []
+        assert store.agree_with_backup().added == []
         assert backup(path) == [definition("a")]
         before = os.stat(backup_path(path)).st_ino
-        assert store.agree_with_backup() == []
+        assert store.agree_with_backup() == ([], None)
         assert os.stat(backup_path(path)).st_ino == before, "written without need"
 
 
@@ -103,7 +103,7 @@ def test_what_only_the_backup_has_is_added(path: str) -> None:
         store.add([definition("a"), definition("b")])
         newer = to_json([definition("a", read_only="true"), definition("c")])
         Path(backup_path(path)).write_text(newer)
-        assert store.agree_with_backup() == ["c"]
+        assert store.agree_with_backup().added == ["c"]
         assert store.load() == backup(path) == [definition(name) for name in "abc"]
 
 
@@ -129,8 +129,7 @@ def test_version_tells_of_other_processes_and_of_another_file(path: str) -> None
         assert reader.version() == seen[0]
         writer.add([definition("a")])
         seen.append(reader.version())
-        for suffix in ("", "-wal", "-shm"):
-            os.rename(path + suffix, f"{path}.damaged{suffix}")
+        os.rename(path, f"{path}.damaged")
         seen.append(reader.version())  # between the two, there is none
         with DefinitionStore(path) as rebuilt:
             rebuilt.save(definition("z"))
@@ -143,10 +142,11 @@ def test_version_tells_of_other_processes_and_of_another_file(path: str) -> None
 def test_newer_definitions_are_refused_unaltered(path: str) -> None:
     with sqlite3.connect(path) as newer:
         newer.execute("PRAGMA user_version = 99")
+        newer.execute("PRAGMA application_id = 99")
     newer.close()
     before = Path(path).read_bytes()
     with pytest.raises(
-        NewerState, match="has version 99; this brokervol knows versions up to 1: install the newer"
+        NewerState, match="has version 99; this brokervol knows versions up to 2: install the newer"
     ):
         DefinitionStore(path)
     assert Path(path).read_bytes() == before
@@ -158,6 +158,33 @@ def test_document_is_read_as_it_was_written(volumes: dict[str, dict[str, str]], 
         Definition(name, options, created.replace(tzinfo=UTC)) for name, options in sorted(volumes.items())
     ]
     assert from_json(to_json(definitions)) == definitions
+
+
+EARLIER = """
+PRAGMA journal_mode = WAL;
+CREATE TABLE definitions (name TEXT PRIMARY KEY, options TEXT NOT NULL, created TEXT NOT NULL)
+    STRICT, WITHOUT ROWID;
+INSERT INTO definitions VALUES ('a', '{"host_path": "/srv", "type": "host"}', '2026-01-02T04:04:05.678901+01:00');
+PRAGMA user_version = 1;
+"""
+
+
+def test_file_of_the_earlier_version_is_migrated_with_what_is_in_its_log(path: str) -> None:
+    """A process that was killed has left it so."""
+    child = os.fork()
+    if child == 0:
+        sqlite3.connect(path).executescript(EARLIER)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.path.getsize(f"{path}-wal") > 0
+    assert read_definitions(path) == [definition("a")]
+    with DefinitionStore(path) as store, DefinitionStore(path) as other:
+        store.check()
+        assert store.load() == other.load() == [definition("a")]
+        assert not store.is_new
+        assert store.agree_with_backup() == ([], None)
+    assert sorted(os.listdir(os.path.dirname(path))) == ["definitions.json", "definitions.sqlite"]
+    assert read_definitions(path) == backup(path) == [definition("a")]
 
 
 ENTRY = {"name": "a", "created": WHEN.isoformat(), "options": {}}

@@ -52,8 +52,9 @@ def test_new_boot_forgets_references_and_keeps_its_id(path: str) -> None:
 def test_state_of_a_newer_version_is_refused_unaltered(path: str) -> None:
     with sqlite3.connect(path) as newer:
         newer.execute("PRAGMA user_version = 99")
+        newer.execute("PRAGMA application_id = 99")
     newer.close()
-    with pytest.raises(StateUnavailable, match="has version 99; this brokervol knows versions up to 2"):
+    with pytest.raises(StateUnavailable, match="has version 99; this brokervol knows versions up to 3"):
         ReferenceStore(path)
 
 

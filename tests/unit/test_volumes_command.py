@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,10 @@ import pytest
 
 from brokervol.__main__ import TOOLS, main
 from lab.memory_driver import Machine
-from storage.definitions import backup_path, definitions_path, from_json
+from lab.namespaces import in_private_namespace
+from storage.definitions import backup_path, definitions_path
+from storage.volume_records import from_json
+from volumedriver.errors import StateDamaged
 
 HOST = {"host_path": "/srv/data"}
 
@@ -159,8 +163,13 @@ def test_wrong_places_are_told(machine: Machine, tmp_path: Path, capsys: pytest.
     assert "No such file or directory" in capsys.readouterr().err
     machine.stop()
     Path(definitions_path(str(machine.root))).write_bytes(b"damaged" * 1000)
+    assert run(machine, "export", str(tmp_path / "saved")) == 0
+    told = capsys.readouterr().err
+    assert "are not usable: file is not a database; what is exported is their backup" in told
+    assert [found.name for found in from_json((tmp_path / "saved").read_text())] == ["bucket", "data"]
+    Path(backup_path(definitions_path(str(machine.root)))).write_text("{")
     assert run(machine, "export") == 1
-    assert "are not usable: file is not a database" in capsys.readouterr().err
+    assert "file is not a database; and their backup" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
         run(machine, "import")
     assert end.value.code == 2
@@ -178,3 +187,118 @@ def test_import_and_creates_at_the_same_time_agree(machine: Machine, other: Mach
     assert [volume.name for volume in other.driver.list()] == ["bucket", "data", "later", "own"]
     before = described(other)
     assert described_after_start(other) == before
+
+
+def imported(machine: Machine, tmp_path: Path, text: str) -> int:
+    file = tmp_path / "volumes.json"
+    file.write_text(text)
+    return run(machine, "import", str(file))
+
+
+def document(*entries: object) -> str:
+    return json.dumps({"format": "brokervol volumes", "version": 1, "volumes": entries})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (document({**entry("a", **HOST), "created": "2026-01-01T00:00:00+00:00:30"}), "a time with zone, as in"),
+        (document({**entry("a", **HOST), "created": "2026-01-01T00:00:00"}), "a time with zone, as in"),
+        (document({**entry("a", **HOST), "created": "0001-01-01T00:00:00+23:59"}), "date value out of range"),
+        (document(entry("a", host_path="/srv/\ud800")), "option 'host_path' is not accepted: it holds half a"),
+        (document(entry("a\ud800", **HOST)), "is not accepted: a name has 1 to 255 characters"),
+        ("[" * 200_000, "it must not be nested so deeply"),
+        (document().replace('"version": 1', '"version": true'), "it has version true"),
+        (document().replace('"version": 1', '"version": 1.0'), "it has version 1.0"),
+        (document({**entry("a", **HOST), "digest": "edited"}), "leave the digest out where the rest was edited"),
+    ],
+)
+def test_what_create_would_not_accept_is_refused_in_a_sentence(
+    other: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    assert imported(other, tmp_path, text) == 1
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+    assert described_after_start(other) == []
+
+
+def test_times_are_told_to_the_engine_in_utc(other: Machine, tmp_path: Path) -> None:
+    """It reads RFC 3339 only, and no List at all if one time in it is anything else."""
+    created = ["2026-01-01T01:00:00+01:00", "2026-W01-4T00:00:00Z", "20260101T000000+00:00"]
+    entries = [{**entry(f"v{number}", **HOST), "created": text} for number, text in enumerate(created)]
+    assert imported(other, tmp_path, document(*entries)) == 0
+    other.reconciler.notice()
+    for _ in range(2):
+        times = {volume.created.isoformat() for volume in other.driver.list()}
+        assert times == {"2026-01-01T00:00:00+00:00"}
+        other.start()
+
+
+def test_export_into_what_is_no_regular_file_replaces_nothing(machine: Machine, tmp_path: Path) -> None:
+    pipe, link, linked = tmp_path / "pipe", tmp_path / "link", tmp_path / "linked"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    linked.write_text("longer than what is exported" * 1000)
+    link.symlink_to(linked)
+    for target in (pipe, link):  # never a device of the host's: what replaces it breaks the host
+        assert run(machine, "export", str(target)) == 0
+    exported = os.read(reading, 1 << 16).decode()
+    os.close(reading)
+    assert linked.read_text() == exported
+    assert [found.name for found in from_json(exported)] == ["bucket", "data"]
+    assert link.is_symlink()
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_export_leaves_other_files_alone_and_only_its_owner_reads_it(machine: Machine, tmp_path: Path) -> None:
+    file = tmp_path / "volumes.json"
+    other = tmp_path / "volumes.json.part"
+    for path in (file, other):
+        path.write_text("precious")
+        path.chmod(0o644)
+    assert run(machine, "export", str(file)) == 0
+    assert len(from_json(file.read_text())) == 2
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert other.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [file.name, other.name]
+
+
+def test_export_of_the_backup_alone(machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine.stop()
+    state = machine.root / ".state"
+    (state / "definitions.sqlite").unlink()
+    assert run(machine, "export") == 0
+    told = capsys.readouterr()
+    assert [found.name for found in from_json(told.out)] == ["bucket", "data"]
+    assert "what is exported is their backup" in told.err
+    assert not (state / "definitions.sqlite").exists(), "nothing is written for an export"
+
+
+@pytest.mark.root
+@in_private_namespace
+def test_export_of_a_read_only_state(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.driver.create("data", HOST)
+    state = str(machine.root / ".state")
+    subprocess.run(["mount", "--bind", state, state], check=True)
+    for has_driver in (True, False):
+        if not has_driver:
+            machine.stop()
+        subprocess.run(["mount", "-o", "remount,bind,ro", state], check=True)
+        assert run(machine, "export", str(tmp_path / "saved")) == 0
+        assert [found.name for found in from_json((tmp_path / "saved").read_text())] == ["data"]
+        subprocess.run(["mount", "-o", "remount,bind,rw", state], check=True)
+
+
+def test_import_where_the_definitions_were_lost(machine: Machine, tmp_path: Path) -> None:
+    file = str(tmp_path / "saved")
+    run(machine, "export", file)
+    before = described(machine)
+    machine.stop()
+    for path in (machine.root / ".state").glob("definitions.*"):
+        path.unlink()
+    with pytest.raises(StateDamaged, match="brokervol volumes import"):
+        machine.start()
+    assert run(machine, "import", file) == 0
+    assert described_after_start(machine) == before
