@@ -84,6 +84,12 @@ class Admission(Generic[T]):
         if not waiting:
             del self._waiting[caller]
 
+    def has_room(self, caller: Hashable) -> bool:
+        """Whether nobody waits, and half of what the caller may have is free. For any thread, as an estimate."""
+        most = self._most if self._most_per_caller is None else min(self._most_per_caller, self._most // 2)
+        own = self._total if caller is None else self._running[caller]
+        return not self._waiting and 2 * self._total <= self._most and 2 * own <= most
+
     def _start(self, caller: Hashable) -> None:
         self._total += 1
         self._running[caller] += 1

@@ -34,6 +34,8 @@ _ACCEPTS_A_TURN = 32
 _LINGER_S = 1.0
 _LINGER_BYTES = 256 * 1024
 _PAUSE_S = 1.0
+# How long a thread stays with a connection whose client may have a next request at hand.
+_STAY_MS = 1
 # Of each connection, and of what is opened to work for it.
 _DESCRIPTORS_A_CONNECTION = 8
 
@@ -328,9 +330,28 @@ class Reception:
         goes_on = False
         try:
             goes_on = client.communicate()
+            while goes_on and self._has_next(client):
+                goes_on = client.communicate()
         finally:
             self._worked.append((client, goes_on))
             os.eventfd_write(self._wake, 1)
+
+    def _has_next(self, client: Client) -> bool:
+        """Whether the thread goes on with a next request that comes at once, while there is room for many more.
+
+        To hand the connection back, wait for it there and wake a thread again would cost more than many a request.
+        """
+        stream = client.stream
+        if self.is_stopping or not self._admission.has_room(client.caller):
+            return False
+        if not stream.has_head():
+            poll = select.poll()
+            poll.register(client.socket, select.POLLIN)
+            if not poll.poll(_STAY_MS):
+                return False
+            with contextlib.suppress(OSError):  # which will be found again
+                stream.receive()
+        return stream.has_head() and not self.is_stopping
 
     def _take_back(self, client: Client, goes_on: bool) -> None:
         self._pool.release()

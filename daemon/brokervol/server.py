@@ -9,6 +9,7 @@ socket file is replaced atomically, so that a restart never shows a moment witho
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -16,7 +17,10 @@ import resource
 import select
 import signal
 import socket
+import sys
+import time
 from collections.abc import Callable, Hashable
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +63,9 @@ _EXIT_CUT_OFF = 1
 
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\x00\r\n]*)\r\n")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
+# Most request lines; all others are read by cheroot.
+_PLAIN_LINE = re.compile(rb"(GET|PUT|POST|HEAD) ((/[\w.~/-]*)(?:\?([\w.~/=&-]*))?) HTTP/1\.1\r\n", re.ASCII)
+_BODILESS = frozenset((204, 205, 304))
 # What stands twice in a request says two things.
 _SINGLE = frozenset(
     (b"Content-Length", b"Transfer-Encoding", b"Host", b"Content-Type", b"Range", b"Expect", b"Idempotency-Key")
@@ -85,11 +92,23 @@ class _Request(cheroot_server.HTTPRequest):
             return
         self.rfile = io.BytesIO(head)
         try:
-            has_line = self.read_request_line()  # type: ignore[no-untyped-call]
+            has_line = self._read_plain_line() or self.read_request_line()  # type: ignore[no-untyped-call]
         except ValueError:  # of a target like `//[x`, which cheroot takes apart as a URL
             self.refuse(400, "the request line has no valid target")
             return
         self.ready = has_line and self.read_request_headers()
+
+    def _read_plain_line(self) -> bool:
+        """Read a request line in which there is nothing to decode or to refuse; returns whether it is one."""
+        line = _PLAIN_LINE.match(self.rfile.getbuffer())
+        if line is None or line[3].startswith(b"//"):  # which could be the name of a server
+            return False
+        self.rfile.seek(line.end())
+        self.started_request = True
+        self.method, self.uri, self.path, self.qs = line[1], line[2], line[3], line[4] or b""
+        self.authority = b""
+        self.request_protocol, self.response_protocol = b"HTTP/1.1", "HTTP/1.1"
+        return True
 
     def read_request_headers(self) -> bool:
         if not super().read_request_headers():  # type: ignore[no-untyped-call]
@@ -126,10 +145,9 @@ class _Request(cheroot_server.HTTPRequest):
         pace = Pace(self.conn.socket, select.POLLIN, limits.client_s, limits.client_bytes_per_s)
         length = None if self.chunked_read else int(self.inheaders.get(b"Content-Length", 0))
         self.body = Body(self.conn.stream, length, pace, self._continue)
-        self.rfile = io.BufferedReader(self.body, BLOCK_BYTES)
+        self.rfile = io.BytesIO() if length == 0 else io.BufferedReader(self.body, BLOCK_BYTES)
         self.server.gateway(self).respond()
-        if self.chunked_write:
-            self.conn.wfile.write(b"0\r\n\r\n")
+        self.conn.wfile.write(b"0\r\n\r\n" if self.chunked_write else b"")
         if not self.body.is_complete:
             self.close_connection = True
 
@@ -141,6 +159,32 @@ class _Request(cheroot_server.HTTPRequest):
             if not self.body.skip():
                 self.close_connection = True
         super().ensure_headers_sent()
+
+    def send_headers(self) -> None:
+        """As cheroot's, for the servers and clients that there are here."""
+        given = {name.lower() for name, _ in self.outheaders}
+        status = int(self.status[:3])
+        if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            self.close_connection = True
+        elif b"content-length" not in given and status not in _BODILESS:
+            self.chunked_write = self.response_protocol == "HTTP/1.1" and self.method != b"HEAD"
+            self.close_connection |= not self.chunked_write
+        self.close_connection |= not self.server.can_add_keepalive_connection
+        lines = [b"%b: %b\r\n" % header for header in self.outheaders]
+        if self.chunked_write:
+            lines.append(b"Transfer-Encoding: chunked\r\n")
+        if b"connection" not in given:
+            lines.append(self._connection_line())
+        lines.append(_standing(int(time.time())))
+        status_line: Any = self.status  # cheroot's stubs say text, it gives bytes
+        self.conn.wfile.keep(b"HTTP/1.1 " + status_line + b"\r\n" + b"".join(lines))
+
+    def _connection_line(self) -> bytes:
+        if self.response_protocol == "HTTP/1.1":
+            return b"Connection: close\r\n" if self.close_connection else b""
+        if self.close_connection:
+            return b""
+        return b"Connection: Keep-Alive\r\nKeep-Alive: timeout=%d\r\n" % self.server.timeout
 
     def _continue(self) -> None:
         if self._expectation and self.response_protocol == "HTTP/1.1" and not self.sent_headers:
@@ -222,9 +266,28 @@ class _Gateway(wsgi.Gateway_10):
     """Calls the application, and sees to it that an answer is as long as it says."""
 
     def get_environ(self) -> Any:  # cheroot's stubs say None
-        environ: dict[str, Any] = super().get_environ()  # type: ignore[no-untyped-call]
-        environ["brokervol.connection"] = self.req.conn
-        environ["wsgi.input_terminated"] = True
+        request = self.req
+        environ: dict[str, Any] = {
+            "REQUEST_METHOD": request.method.decode("latin-1"),
+            "REQUEST_URI": request.uri.decode("latin-1"),
+            "SCRIPT_NAME": "",
+            "PATH_INFO": request.path.decode("latin-1"),
+            "QUERY_STRING": request.qs.decode("latin-1"),
+            "SERVER_NAME": "brokervol",
+            "SERVER_PORT": "",
+            "SERVER_PROTOCOL": request.request_protocol.decode("latin-1"),
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http",
+            "wsgi.input": request.rfile,
+            "wsgi.input_terminated": True,
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": False,
+            "wsgi.run_once": False,
+            "brokervol.connection": request.conn,
+        }
+        for name, value in request.inheaders.items():
+            environ[_variable(name)] = value.decode("latin-1")
         return environ
 
     def respond(self) -> None:
@@ -335,6 +398,19 @@ class UnixServer(cheroot_server.HTTPServer):
         if self._reception is None:
             raise RuntimeError("the server does not listen yet")
         return self._reception
+
+
+@functools.lru_cache(maxsize=256)
+def _variable(header: bytes) -> str:
+    """What WSGI calls a header."""
+    name = header.decode("latin-1").upper().replace("-", "_")
+    return name if name in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{name}"
+
+
+@functools.lru_cache(maxsize=1)
+def _standing(now_s: int) -> bytes:
+    """The headers that every answer has, and the end of its head."""
+    return f"Date: {formatdate(now_s, usegmt=True)}\r\nServer: brokervol\r\n\r\n".encode("ascii")
 
 
 def _listening(path: str, mode: int) -> socket.socket:

@@ -53,8 +53,7 @@ class Pace:
     """
 
     def __init__(self, client: socket.socket, event: int, silence_s: float, least_rate: int) -> None:
-        self._poll = select.poll()
-        self._poll.register(client, event)
+        self._client, self._event = client, event
         self._silence_s = silence_s
         self._least_rate = least_rate
         self._bytes = 0
@@ -69,8 +68,10 @@ class Pace:
         left_s = min(self._silence_s, self._silence_s + earned_s - self._waited_s)
         if left_s <= 0:
             return False
+        poll = select.poll()
+        poll.register(self._client, self._event)
         started = time.monotonic()
-        is_ready = bool(self._poll.poll(left_s * 1000))
+        is_ready = bool(poll.poll(left_s * 1000))
         self._waited_s += time.monotonic() - started
         return is_ready
 
@@ -179,14 +180,19 @@ class Answer:
     def __init__(self, client: socket.socket, pace: Pace) -> None:
         self._client = client
         self._pace = pace
+        self._kept = b""
+
+    def keep(self, content: bytes) -> None:
+        """Let this be sent with what is written next: two writes wake the client twice."""
+        self._kept += content
 
     def write(self, content: bytes) -> int:
-        """Send all of it.
+        """Send all of it, and what was kept.
 
         Raises:
             ClientGone: it is not to be had there.
         """
-        left = memoryview(content)
+        left, self._kept = memoryview(self._kept + content if self._kept else content), b""
         while left:
             try:
                 count = self._client.send(left)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import structlog
+from typing import TYPE_CHECKING
+
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from sidecar.audit import AuditLog
+from sidecar.direct import Direct, told
 from sidecar.limits import DEFAULTS, Bulkheads, Limits
 from sidecar.openapi import document
 from sidecar.routes import ROUTES, add_routes
@@ -15,10 +17,13 @@ from sidecar.workspaces import Workspaces
 from storage.catalog import Catalog
 from storage.exceptions import StorageError
 
-log = structlog.get_logger()
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
 
 
-def create_app(workspaces: Workspaces, catalog: Catalog, audit: AuditLog, limits: Limits = DEFAULTS) -> Flask:
+def create_app(
+    workspaces: Workspaces, catalog: Catalog, audit: AuditLog, limits: Limits = DEFAULTS
+) -> WSGIApplication:
     """The application; `workspaces` says what a caller holds, `catalog` keeps the records, `audit` is told all."""
     app = Flask("sidecar", static_folder=None)
     app.url_map.merge_slashes = False
@@ -33,13 +38,11 @@ def create_app(workspaces: Workspaces, catalog: Catalog, audit: AuditLog, limits
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected_error)
     app.after_request(close_with_response)
-    return app
+    return Direct(app, app.extensions, ROUTES)
 
 
 def _storage_error(error: StorageError) -> Response:
-    if error.code == "internal-error":
-        return _unexpected_error(error)
-    return problem_answer(error.code, str(error))
+    return problem_answer(*told(error, request.path))
 
 
 _CODE_OF_STATUS = {404: "not-found", 405: "method-not-allowed"}
@@ -58,5 +61,4 @@ def _http_error(error: HTTPException) -> Response:
 
 
 def _unexpected_error(error: Exception) -> Response:
-    log.error("request failed unexpectedly", exc_info=error, path=request.path)
-    return problem_answer("internal-error", "the sidecar failed; its log says why")
+    return problem_answer(*told(error, request.path))

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import secrets
+import stat
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
-from typing import Any
 
 import structlog
 
 from brokervol.server import Connection
 from sidecar.caller import Caller
-from sidecar.operations import Outcome
+from sidecar.outcomes import Outcome
 from storage import linux
 
 log = structlog.get_logger()
@@ -34,6 +34,8 @@ OFF = "off"
 _FILE_BYTES = 20 * 1024 * 1024
 _FILES_KEPT = 5
 _LONGEST_PATH = 1000
+
+Fields = dict[str, str | float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +79,13 @@ class AuditLog:
 
     def write(self, **fields: str | float | None) -> None:
         """Write a line, with the time. Values that are None are left out."""
-        if self._handler is not None:
-            said = {key: value for key, value in fields.items() if value is not None}
-            # json, as it writes names that are not UTF-8 with escapes: a line is one line, and ASCII.
+        self.write_all([fields])
+
+    def write_all(self, lines: Sequence[Fields]) -> None:
+        """Write some lines, as `write` does, at once."""
+        if self._handler is not None and lines:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            line = json.dumps({"time": now, "audit": True, **said})
-            self._handler.handle(logging.makeLogRecord({"msg": line}))
+            self._handler.write("".join([_line(now, fields) for fields in lines]))
 
 
 class Telling:
@@ -107,43 +110,53 @@ class Telling:
         self._began = time.monotonic()
         self._is_told = False
 
-    def items(self, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    def items(self, groups: Iterator[list[Outcome]]) -> Iterator[Outcome]:
         """The outcomes of a batch, each told before it is passed on; what is skipped was not done and is not."""
-        began = time.monotonic()
-        for outcome in outcomes:
-            if outcome.status != "skipped":
-                self._tell_item(outcome, began)
-            yield outcome
-            began = time.monotonic()
+        for group in groups:
+            self._tell([_of_item(outcome) for outcome in group if outcome.status != "skipped"])
+            yield from group
 
     def close(self) -> None:
         """Tell of the request as one, unless it was told item by item."""
         if not self._is_told:
-            self._tell(self._began, path=_shortened(self.path), outcome=self.outcome, bytes=self.size)
+            seconds = time.monotonic() - self._began
+            self._tell([{**_of_file(self.path, self.outcome, self.size), "ms": _ms(seconds)}])
 
-    def _tell_item(self, outcome: Outcome, began: float) -> None:
-        file, asked = outcome.file, outcome.file_path
-        self._tell(
-            began,
-            path=_shortened(asked),
-            file_path=None if file is None or file.file_path == asked else _shortened(file.file_path),
-            outcome="done" if outcome.error is None else outcome.error[0],
-            bytes=None if file is None else file.file_size,
-        )
+    def _tell(self, lines: Sequence[Fields]) -> None:
+        self._is_told = self._is_told or bool(lines)
+        asking = self._asking
+        of_all: Fields = {
+            "request": self.request_id,
+            "container": asking.container,
+            "uid": asking.uid,
+            "pid": asking.pid,
+            "operation": self._operation,
+            "workspace": self._workspace,
+        }
+        self._to.write_all([{**of_all, **line} for line in lines])
 
-    def _tell(self, began: float, **fields: str | int | None) -> None:
-        self._is_told = True
-        asking, ms = self._asking, round((time.monotonic() - began) * 1000, 3)
-        self._to.write(
-            request=self.request_id,
-            container=asking.container,
-            uid=asking.uid,
-            pid=asking.pid,
-            operation=self._operation,
-            workspace=self._workspace,
-            **fields,
-            ms=ms,
-        )
+
+def _of_item(outcome: Outcome) -> Fields:
+    file, asked = outcome.file, outcome.file_path
+    told = "done" if outcome.error is None else outcome.error[0]
+    found = _of_file(asked, told, None if file is None else file.file_size)
+    if file is not None and file.file_path != asked:
+        found["file_path"] = _shortened(file.file_path)
+    return {**found, "ms": _ms(outcome.seconds)}
+
+
+def _of_file(path: str | None, outcome: str, size: int | None) -> Fields:
+    return {"path": _shortened(path), "outcome": outcome, "bytes": size}
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
+
+
+def _line(now: str, fields: Fields) -> str:
+    said = {key: value for key, value in fields.items() if value is not None}
+    # json, as it writes names that are not UTF-8 with escapes: a line is one line, and ASCII.
+    return json.dumps({"time": now, "audit": True, **said}) + "\n"
 
 
 def _shortened(path: str | None) -> str | None:
@@ -154,25 +167,59 @@ def _shortened(path: str | None) -> str | None:
 
 
 class _Handler(RotatingFileHandler):
-    """A rotated file for its owner alone, whose failures are told in the log of the process."""
+    """A rotated file for its owner alone, whose failures are told in the log of the process.
+
+    `emit` would ask the file system before each line how long the file is; here that is counted.
+    """
+
+    _bytes = 0
+    _is_rotated = True
 
     def _open(self) -> TextIOWrapper:
-        return open(self.baseFilename, "a", encoding="ascii", opener=_open_private)
+        stream = open(self.baseFilename, "a", encoding="ascii", opener=_open_private)  # noqa: SIM115  # `close` does
+        found = os.fstat(stream.fileno())
+        self._bytes, self._is_rotated = found.st_size, stat.S_ISREG(found.st_mode)
+        return stream
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
-        _tell_failure(record)
+    def write(self, text: str) -> None:
+        try:
+            with self.lock or contextlib.nullcontext():
+                self._append(text)
+        except (OSError, ValueError) as error:
+            _tell_failure(error)
+
+    def _append(self, text: str) -> None:
+        if self._is_rotated and self._bytes + len(text) >= self.maxBytes:
+            self.doRollover()
+        self.stream = self.stream or self._open()  # none, where the one before could not be rotated
+        self.stream.write(text)
+        self.stream.flush()
+        self._bytes += len(text)
 
 
-class _Stream(logging.StreamHandler[Any]):
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        _tell_failure(record)
+class _Stream:
+    """Standard output."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def write(self, text: str) -> None:
+        try:
+            with self._lock:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+        except (OSError, ValueError) as error:
+            _tell_failure(error)
+
+    def close(self) -> None:
+        pass
 
 
-def _handler(target: str) -> logging.Handler | None:
+def _handler(target: str) -> _Handler | _Stream | None:
     if target == OFF:
         return None
     if target == TO_LOG:
-        return _Stream(sys.stdout)
+        return _Stream()
     return _Handler(target, maxBytes=_FILE_BYTES, backupCount=_FILES_KEPT)
 
 
@@ -180,6 +227,5 @@ def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
-def _tell_failure(record: logging.LogRecord) -> None:
-    del record
-    log.error("a line of the audit log could not be written", error=str(sys.exc_info()[1]))
+def _tell_failure(error: Exception) -> None:
+    log.error("a line of the audit log could not be written", error=str(error))

@@ -22,10 +22,11 @@ from typing import NoReturn
 import structlog
 
 from brokervol.server import Connection
+from sidecar.mounts import MountTable, read_table
 from storage import linux
 from storage.exceptions import InvalidPath, PermissionDenied
-from storage.files import WORKSPACE_RESOLVE, Directory, FileView
-from storage.mountinfo import Mount, read_mounts
+from storage.files import WORKSPACE_RESOLVE, Actor, Directory, FileView, SelfView
+from storage.mountinfo import Mount
 from storage.os_errors import os_errors, quoted
 
 log = structlog.get_logger()
@@ -76,6 +77,8 @@ class Caller:
             raise PermissionDenied(f"the kernel does not tell the caller's groups: {error.strerror}") from error
         self._lent = 0  # when its identity was last taken
         self._pidfd = _peer_pidfd(connection, self.pid)
+        self._exit = select.poll()
+        self._exit.register(self._pidfd, select.POLLIN)
         try:
             self._proc = os.open(f"/proc/{self.pid}", os.O_PATH | os.O_DIRECTORY)
         except OSError as error:
@@ -99,9 +102,7 @@ class Caller:
 
     def check_alive(self) -> None:
         """Raise `CallerGone` if the process has exited."""
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        if poll.poll(0):
+        if self._exit.poll(0):
             raise CallerGone("the calling process has exited")
 
     def open_root(self) -> int:
@@ -109,10 +110,10 @@ class Caller:
         self.check_alive()
         return os.open("root", os.O_PATH | os.O_DIRECTORY, dir_fd=self._proc)
 
-    def mounts(self) -> list[Mount]:
+    def mounts(self) -> MountTable:
         """The process's mounts, mountpoints relative to its root."""
         self.check_alive()
-        return read_mounts(f"/proc/self/fd/{self._proc}/mountinfo")
+        return read_table("mountinfo", self._proc)
 
     def file_capabilities(self) -> int:
         """The capabilities over files that are lent for the caller: those that a root process has itself.
@@ -155,56 +156,74 @@ class Caller:
         """
         self.check_alive()
         self._lent = self.file_capabilities()
-        with self._worn():
+        with self.last_identity():
             yield
 
-    @contextmanager
-    def last_identity(self) -> Iterator[None]:
+    def last_identity(self) -> AbstractContextManager[None]:
         """The identity as last taken, also if the process has exited since: to clear away what was begun."""
-        with self._worn():
-            yield
+        return _worn(self, Actor(self.uid, self.gid, self.groups), self._lent)
+
+
+@contextmanager
+def _worn(whose: object, actor: Actor, lent: int) -> Iterator[None]:
+    """Run the block on this thread as the actor, with the capabilities `lent`; ours are back at its end."""
+    if getattr(_thread, "whose", None) is whose:  # what was given back inside would be missing outside
+        yield
+        return
+    own_groups = os.getgroups()
+    effective, permitted, inheritable = linux.capabilities()
+    try:
+        _thread.whose = whose
+        linux.set_thread_groups(actor.groups)
+        linux.set_fs_ids(actor.user, actor.group)
+        linux.set_capabilities(lent & permitted, permitted, inheritable)
+        yield
+    finally:
+        try:
+            linux.set_capabilities(effective, permitted, inheritable)
+            linux.set_thread_groups(own_groups)
+            linux.set_fs_ids(os.geteuid(), os.getegid())
+            # Changing the file-system user changed the effective set once more.
+            linux.set_capabilities(effective, permitted, inheritable)
+            _thread.whose = None
+        except BaseException as error:  # a thread with a stranger's identity must not go on
+            _give_up(error)
+
+
+class ActorView(SelfView):
+    """Our own files, touched as somebody who may have gone: to settle what they began.
+
+    With our own capabilities, which count on this host's file systems. On a server's only the actor does.
+    """
+
+    actor: Actor
+
+    def __init__(self, actor: Actor) -> None:
+        self.actor = actor
 
     @contextmanager
-    def _worn(self) -> Iterator[None]:
-        if getattr(_thread, "caller", None) is self:  # what was given back inside would be missing outside
+    def acting(self) -> Iterator[None]:
+        with _worn(self, self.actor, _FILE_CAPABILITIES):
             yield
-            return
-        own_groups = os.getgroups()
-        effective, permitted, inheritable = linux.capabilities()
-        try:
-            _thread.caller = self
-            linux.set_thread_groups(self.groups)
-            linux.set_fs_ids(self.uid, self.gid)
-            linux.set_capabilities(self._lent & permitted, permitted, inheritable)
-            yield
-        finally:
-            try:
-                linux.set_capabilities(effective, permitted, inheritable)
-                linux.set_thread_groups(own_groups)
-                linux.set_fs_ids(os.geteuid(), os.getegid())
-                # Changing the file-system user changed the effective set once more.
-                linux.set_capabilities(effective, permitted, inheritable)
-                _thread.caller = None
-            except BaseException as error:  # a thread with a stranger's identity must not go on
-                _give_up(error)
 
 
 class CallerView(FileView):
     """The files as the caller sees them, touched as the caller. One per request; close it at its end.
 
     Attributes:
-        mounts: the caller's mounts when the request began.
+        table: the caller's mounts when the request began.
         held: the mount through which each workspace is held, by mountpoint. Whoever decides what is held sets
             it, and a workspace is opened through that mount or not at all.
     """
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
+        self.actor = Actor(caller.uid, caller.gid, caller.groups) if caller.uid else None
         self.held: dict[str, Mount] = {}
         with os_errors("look at the caller's files"):
             self._root = caller.open_root()
             try:
-                self.mounts = caller.mounts()
+                self.table = caller.mounts()
             except BaseException:
                 os.close(self._root)
                 raise
@@ -268,13 +287,13 @@ class CallerView(FileView):
 
     @cached_property
     def _by_id(self) -> dict[int, Mount]:
-        return {mount.mount_id: mount for mount in self.mounts}
+        return {mount.mount_id: mount for mount in self.table.mounts}
 
     @cached_property
     def _covered(self) -> set[tuple[str, str]]:
         """What the caller has mounted something on: (device, path in its file system)."""
         found = set()
-        for mount in self.mounts:
+        for mount in self.table.mounts:
             under = self._by_id.get(mount.parent_id)
             if under is not None:
                 path = os.path.relpath(mount.mountpoint, under.mountpoint)

@@ -16,7 +16,7 @@ from werkzeug.http import parse_date, parse_etags, parse_range_header
 
 from sidecar import answers, bodies, requests
 from sidecar.errors import InvalidRequest
-from sidecar.operations import record
+from sidecar.outcomes import record
 from sidecar.wire import json_answer, open_workspace, problem_answer, telling
 from storage.brokers.broker import Content
 from storage.exceptions import FileChanged, StorageError

@@ -1,20 +1,19 @@
-"""The broker's operations, item by item, with the catalog: what a batch does, apart from how it is asked."""
+"""The broker's operations, with the catalog: what each call does, apart from how it is asked."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
-
-import structlog
+from dataclasses import replace
+from typing import Any
 
 from sidecar import answers, recovery, requests
 from sidecar.attempts import Attempt, attempt, digest_of
-from sidecar.errors import STATUS_OF_CODE, Busy, InvalidRequest, UnknownWorkspace
+from sidecar.batches import Batch, Verb, known, path_alone
+from sidecar.errors import UnknownWorkspace
 from sidecar.holdings import Holding
-from sidecar.locks import Locks
+from sidecar.outcomes import Outcome
 from sidecar.records import Records
 from sidecar.workspaces import Session
 from storage import journal
@@ -27,34 +26,7 @@ from storage.journal import DoneItem, KeyedItem
 from storage.models import ScaleFile
 from storage.os_errors import os_errors, quoted
 
-log = structlog.get_logger()
-
-
-T = TypeVar("T")
-
 _DRAINED_BYTES = 1024 * 1024
-
-# Paths of whole workspaces that are being changed: so that file and record of one are of the same request.
-_paths = Locks()
-_PATH_WAIT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one item of a batch."""
-
-    file_path: str
-    status: Literal["done", "failed", "skipped"]
-    file: ScaleFile | None = None
-    error: tuple[str, str] | None = None
-
-    def to_json(self) -> answers.Result:
-        found = answers.Result(file_path=self.file_path, status=self.status)
-        if self.file is not None:
-            found["file"] = record(self.file)
-        if self.error is not None:
-            found["error"] = {"code": self.error[0], "detail": self.error[1]}
-        return found
 
 
 class Workspace:
@@ -90,64 +62,59 @@ class Workspace:
 
     def download(
         self, batch: requests.Downloads, key: str | None = None, digest: bytes = b""
-    ) -> Iterator[Outcome]:
-        """Each of the batches; see `attempts` for the key.
+    ) -> Iterator[list[Outcome]]:
+        """Each of the batches gives outcomes by the group; see `batches`, and `attempts` for the key.
 
         Args:
             key: the request's idempotency key. A download needs none, since it can be repeated.
             digest: of what is asked for.
         """
         del key, digest
-        self.broker.overwrite = batch.overwrite
 
-        def one(item: requests.Download, _: KeyedItem | None) -> ScaleFile:
+        def check() -> None:
             if self.holding.token is not None:  # files are reached through the mount, a bucket is not
                 self.check_reach()
-            file = self._file(item)
-            self.broker.download_files(self.volume_path, [FileDownload(file, item.local_path, item.partial)])
-            return file
 
-        return self._outcomes("download", batch, one)
+        def call(pairs: Sequence[tuple[requests.Download, ScaleFile]]) -> None:
+            downloads = [FileDownload(file, item.local_path, item.partial) for item, file in pairs]
+            self.broker.download_files(self.volume_path, downloads)
 
-    def upload(self, batch: requests.Uploads, key: str | None = None, digest: bytes = b"") -> Iterator[Outcome]:
-        self.broker.overwrite = batch.overwrite
+        return self._outcomes("download", batch, Verb(check, call, is_change=False))
 
-        def one(item: requests.Upload, keyed: KeyedItem | None) -> ScaleFile:
-            self._check_writable()
-            with self._alone(requests.FileName(file_path=item.file_path)) as found:
-                file = replace(found, media_type=item.media_type or found.media_type)
-                self._tell(file, keyed)
-                self.broker.upload_files(self.volume_path, [FileUpload(file, item.local_path)])
-            return file
+    def upload(
+        self, batch: requests.Uploads, key: str | None = None, digest: bytes = b""
+    ) -> Iterator[list[Outcome]]:
+        def model(item: requests.Upload, found: ScaleFile) -> ScaleFile:
+            return replace(found, media_type=item.media_type or found.media_type)
 
-        return self._outcomes("upload", batch, one, key, digest)
+        def call(pairs: Sequence[tuple[requests.Upload, ScaleFile]]) -> None:
+            uploads = [FileUpload(file, item.local_path) for item, file in pairs]
+            self.broker.upload_files(self.volume_path, uploads)
 
-    def move(self, batch: requests.Moves, key: str | None = None, digest: bytes = b"") -> Iterator[Outcome]:
-        self.broker.overwrite = batch.overwrite
+        verb = Verb(self._check_writable, call, _uploaded, model=model)
+        return self._outcomes("upload", batch, verb, key, digest)
 
-        def one(item: requests.Move, keyed: KeyedItem | None) -> ScaleFile:
-            self._check_writable()
-            with self._alone(item, item.new_path) as file:
-                self._tell(file, keyed)
-                self.broker.move_files(self.volume_path, [FileMove(file, item.new_path)])
-            return file
+    def move(self, batch: requests.Moves, key: str | None = None, digest: bytes = b"") -> Iterator[list[Outcome]]:
+        def call(pairs: Sequence[tuple[requests.Move, ScaleFile]]) -> None:
+            moves = [FileMove(file, item.new_path) for item, file in pairs]
+            self.broker.move_files(self.volume_path, moves)
 
-        return self._outcomes("move", batch, one, key, digest)
+        verb = Verb(self._check_writable, call, others=lambda item: (item.new_path,))
+        return self._outcomes("move", batch, verb, key, digest)
 
-    def delete(self, batch: requests.Deletes, key: str | None = None, digest: bytes = b"") -> Iterator[Outcome]:
-        def one(item: requests.Delete, keyed: KeyedItem | None) -> ScaleFile:
-            self._check_writable()
-            with self._alone(item, deleted_too=True) as file:
-                self._tell(file, keyed)
-                if not file.is_deleted:  # else a new file may be at the path of the old
-                    self.broker.delete_files(self.volume_path, [file], update_model=batch.update_model)
-            return file
+    def delete(
+        self, batch: requests.Deletes, key: str | None = None, digest: bytes = b""
+    ) -> Iterator[list[Outcome]]:
+        def call(pairs: Sequence[tuple[requests.Delete, ScaleFile]]) -> None:
+            files = [file for _, file in pairs]
+            self.broker.delete_files(self.volume_path, files, update_model=batch.update_model)
 
-        return self._outcomes("delete", batch, one, key, digest)
+        verb = Verb(self._check_writable, call, deleted_too=True)
+        return self._outcomes("delete", batch, verb, key, digest)
 
     def open_content(self, file_path: str) -> tuple[ScaleFile, Content]:
         """The record of a file, and its bytes; close these."""
-        file = self._file(requests.FileName(file_path=file_path))
+        file = self.file(requests.FileName(file_path=file_path))
         return file, self.broker.open_file(self.volume_path, file)
 
     def put_content(
@@ -168,22 +135,23 @@ class Workspace:
         """
         self.broker.overwrite = overwrite
 
-        def write(_: object, keyed: KeyedItem | None) -> tuple[ScaleFile, Written]:
+        def write(keyed: KeyedItem | None) -> tuple[ScaleFile, Written]:
             self._check_writable()
-            with self._alone(requests.FileName(file_path=file_path)) as found:
+            with path_alone(self.records, file_path):
+                found = self.file(requests.FileName(file_path=file_path))
                 file = replace(found, media_type=media_type or found.media_type)
                 expected = None if is_expected is None else self._expected(file, is_expected)
-                self._tell(file, keyed)
+                self.broker.keyed = {id(file): keyed} if keyed else {}
                 return file, self.broker.write_file(self.volume_path, file, source, expected=expected)
 
         asked = f"{file_path}\n{media_type}\n{overwrite}\n{is_expected is not None}"
         with self._attempt("write", key, asked.encode("utf-8", "surrogatepass")) as held:
-            found = self._once(held, 0, asked, write)
+            found = self._once(held, asked, write)
             if not isinstance(found, DoneItem):
                 return found
         while source.read(_DRAINED_BYTES):
             pass  # the same once more
-        file = self._known(found, file_path)
+        file = known(self.records, found, file_path)
         return file, Written(self._etag(file), is_new=False)
 
     def _etag(self, file: ScaleFile) -> str:
@@ -204,7 +172,7 @@ class Workspace:
 
     def paths(self, files: Iterable[requests.FileName]) -> list[str] | None:
         self.check_reach()
-        return self.broker.get_file_system_paths(self.volume_path, [self._file(name) for name in files])
+        return self.broker.get_file_system_paths(self.volume_path, [self.file(name) for name in files])
 
     def describe(self) -> answers.Described:
         return describe(self.holding, self.broker)
@@ -241,29 +209,13 @@ class Workspace:
             raise ReadOnly(f"workspace {quoted(self.holding.name)} is mounted read-only for you")
 
     def _outcomes(
-        self,
-        verb: str,
-        batch: Any,
-        work: Callable[[Any, KeyedItem | None], ScaleFile],
-        key: str | None = None,
-        digest: bytes = b"",
-    ) -> Iterator[Outcome]:
+        self, verb: str, batch: Any, work: Verb, key: str | None = None, digest: bytes = b""
+    ) -> Iterator[list[Outcome]]:
         """Work on the items in order; after a failure the rest is skipped unless told to continue."""
+        self.broker.overwrite = getattr(batch, "overwrite", True)
+        arrivals = [batch.files] if isinstance(batch.files, list) else batch.files
         with self._attempt(verb, key, digest) as held:
-            stopped = False
-            for number, item in enumerate(batch.files):
-                if stopped:
-                    yield Outcome(item.label, "skipped")
-                    continue
-                try:
-                    if isinstance(item, requests.BadLine):
-                        raise InvalidRequest(item.reason)
-                    found = self._once(held, number, item, work)
-                    file = self._known(found, item.label) if isinstance(found, DoneItem) else found
-                    yield Outcome(item.label, "done", file=file)
-                except Exception as error:
-                    yield Outcome(item.label, "failed", error=_told(error))
-                    stopped = batch.on_error == "stop"
+            yield from Batch(self, work, held, goes_on=batch.on_error == "continue").outcomes(arrivals)
 
     @contextmanager
     def _attempt(self, verb: str, key: str | None, digest: bytes) -> Iterator[Attempt | None]:
@@ -282,43 +234,21 @@ class Workspace:
             raise BackendUnavailable("it cannot be told now how far an earlier request with this key has come")
 
     def _once(
-        self, held: Attempt | None, number: int, asked: Any, work: Callable[[Any, KeyedItem | None], T]
-    ) -> T | DoneItem:
-        """Do an item, unless an earlier attempt has."""
+        self, held: Attempt | None, asked: str, write: Callable[[KeyedItem | None], tuple[ScaleFile, Written]]
+    ) -> tuple[ScaleFile, Written] | DoneItem:
+        """Write a file, unless an earlier attempt has."""
         if held is None:
-            return work(asked, None)
-        item = held.item(number, asked)
+            return write(None)
+        item = held.item(0, asked)
         done = held.done(item)
         if done is not None:
             return done
-        found = work(asked, item)
+        found = write(item)
         if not self.broker.keeps_journal:
-            file = found[0] if isinstance(found, tuple) else found
-            held.remember(item, getattr(file, "id", None))
+            held.remember(item, found[0].id)
         return found
 
-    def _known(self, done: DoneItem, label: str) -> ScaleFile:
-        """The file of an item that was done before, as it is now."""
-        found = self.records.with_id(done.file_id) if done.file_id is not None else None
-        return found or self.records.new(label)
-
-    def _tell(self, file: ScaleFile, item: KeyedItem | None) -> None:
-        """Tell the broker of what item of a request with a key the model is that it is given next."""
-        self.broker.keyed = {id(file): item} if item else {}
-
-    @contextmanager
-    def _alone(self, name: requests.FileName, *others: str, deleted_too: bool = False) -> Iterator[ScaleFile]:
-        """The record of a file, while no other request changes what is at its path, or at the others."""
-        path = name.file_path or self._file(name, deleted_too=deleted_too).file_path
-        changed = {(self.holding.name, self.records.whole(each)) for each in (path, *others)}
-        refusal = Busy(f"another request is changing {quoted(path)}; try again")
-        with _paths.held(changed, refusal, wait_s=_PATH_WAIT_S):
-            file = self._file(name, deleted_too=deleted_too)
-            if file.file_path != path:
-                raise Busy(f"the file with {name.label} was just moved; try again")
-            yield file
-
-    def _file(self, name: requests.FileName, *, deleted_too: bool = False) -> ScaleFile:
+    def file(self, name: requests.FileName, *, deleted_too: bool = False) -> ScaleFile:
         """The live record of a file, or a new unsaved one for a path that has none yet."""
         if name.file_path is not None:
             check_file_path(name.file_path)
@@ -332,6 +262,10 @@ class Workspace:
         return found
 
 
+def _uploaded(item: requests.Upload) -> requests.FileName:
+    return requests.FileName(file_path=item.file_path)
+
+
 def describe(holding: Holding, broker: Broker) -> answers.Described:
     """A workspace as the API shows it."""
     volume = broker.volume
@@ -342,31 +276,3 @@ def describe(holding: Holding, broker: Broker) -> answers.Described:
         "read_only": holding.is_read_only,
         "volume": None if volume is None else {"driver": volume.driver, "remote_path": volume.remote_path},
     }
-
-
-def record(file: ScaleFile) -> answers.Record:
-    """A record as the API shows it: times in RFC 3339; identifiers are null for a file not in the catalog."""
-    is_saved = file.id is not None
-    return {
-        "id": file.id,
-        "uuid": file.uuid if is_saved else None,
-        "file_name": file.file_name,
-        "file_path": file.file_path,
-        "file_size": file.file_size,
-        "media_type": file.media_type,
-        "workspace": file.workspace,
-        "is_deleted": file.is_deleted,
-        "deleted": file.deleted.isoformat() if file.deleted else None,
-        "created": file.created.isoformat() if is_saved else None,
-        "last_modified": file.last_modified.isoformat() if is_saved else None,
-        "checksum": file.checksum,
-        "tags": file.tags,
-    }
-
-
-def _told(error: Exception) -> tuple[str, str]:
-    """Code and detail of a failure. What was not foreseen is logged in full and told without its insides."""
-    if isinstance(error, StorageError) and error.code in STATUS_OF_CODE and error.code != "internal-error":
-        return error.code, str(error)
-    log.error("operation failed unexpectedly", exc_info=error)
-    return "internal-error", "the sidecar failed; its log says why"

@@ -6,6 +6,7 @@ directory is the workspace: it is told the paths below, and of no record outside
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -33,33 +34,38 @@ class Records:
 
     def __init__(self, catalog: Catalog, holding: Holding) -> None:
         self._catalog = catalog
-        self._workspace = holding.name
+        self.workspace = holding.name
         self._part = holding.part
 
     def new(self, file_path: str) -> ScaleFile:
         """A record, not saved, of a file that has none."""
         if self._part:
-            return PartFile(file_path=file_path, workspace=self._workspace, part=self._part)
-        return ScaleFile(file_path=file_path, workspace=self._workspace)
+            return PartFile(file_path=file_path, workspace=self.workspace, part=self._part)
+        return ScaleFile(file_path=file_path, workspace=self.workspace)
 
     def at_path(self, file_path: str) -> ScaleFile | None:
         """The live record of a path, if there is one."""
-        return self._seen(self._catalog.find_path(self._workspace, self.whole(file_path)))
+        return self._seen(self._catalog.find_path(self.workspace, self.whole(file_path)))
+
+    def at_paths(self, file_paths: Sequence[str]) -> dict[str, ScaleFile]:
+        """The live records of some paths, by path."""
+        found = self._catalog.find_paths(self.workspace, [self.whole(path) for path in file_paths])
+        return {seen.file_path: seen for file in found if (seen := self._seen(file))}
 
     def with_id(self, file_id: int) -> ScaleFile | None:
         """The record with this id, live or not."""
-        return self._seen(self._catalog.find_id(self._workspace, file_id))
+        return self._seen(self._catalog.find_id(self.workspace, file_id))
 
     def with_uuid(self, uuid: str) -> ScaleFile | None:
         """The record with this uuid, live or not."""
-        return self._seen(self._catalog.find_uuid(self._workspace, uuid))
+        return self._seen(self._catalog.find_uuid(self.workspace, uuid))
 
     def page(
         self, *, file_path: str | None, is_deleted: bool | None, after_id: int, limit: int
     ) -> list[ScaleFile]:
         """The records with ids above `after_id`, by id; None means any."""
         found = self._catalog.page(
-            self._workspace,
+            self.workspace,
             file_path=None if file_path is None else self.whole(file_path),
             is_deleted=is_deleted,
             below=self._part,
@@ -67,6 +73,10 @@ class Records:
             limit=limit,
         )
         return [seen for file in found if (seen := self._seen(file))]
+
+    def place(self, file_path: str) -> tuple[str, str]:
+        """What is the same for all who hold the file at this path, whichever part of the workspace they hold."""
+        return self.workspace, self.whole(file_path)
 
     def whole(self, file_path: str) -> str:
         """The path in the whole workspace."""

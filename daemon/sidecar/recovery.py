@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import structlog
 
+from sidecar.caller import ActorView
 from sidecar.holdings import Holding
 from storage import journal
 from storage.catalog import Catalog
@@ -81,11 +82,12 @@ def settle(catalog: Catalog, holding: Holding) -> None:
 
 
 def _is_settled(catalog: Catalog, holding: Holding) -> bool:
-    """As ourselves, at our own mount: who was killed at work may not be there any more."""
+    """At our own mount: who was killed at work may not be there any more. As they were, or as ourselves."""
     try:
         broker = holding.broker(SelfView())
         volume_path = (holding.mountpoint or holding.volume_path) if broker.volume is not None else None
-        return journal.recover(catalog, broker, volume_path, holding.name) == 0
+        broker_as = (lambda actor: holding.broker(ActorView(actor))) if holding.is_by_mount else None
+        return journal.recover(catalog, broker, volume_path, holding.name, broker_as=broker_as) == 0
     except StorageError as error:
         log.warning("a workspace is not recovered", workspace=holding.name, reason=str(error))
         return False

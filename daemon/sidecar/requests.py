@@ -226,35 +226,47 @@ def parse_headers(headers: Mapping[str, str], shape: type[S]) -> S:
     return _convert({name: headers[name] for name in names if name in headers}, shape, strict=False)
 
 
-def read_items(read: Callable[[int], bytes], shape: type[T]) -> Iterator[T | BadLine]:
-    """The items of a stream of one JSON document a line, as they arrive. Empty lines are none.
+def read_items(read: Callable[[int], bytes], shape: type[T]) -> Iterator[list[T | BadLine]]:
+    """The items of a stream of one JSON document a line: each time those that have come. Empty lines are none.
 
     Args:
         read: gives what is there of the stream, at most so many bytes; nothing at its end.
         shape: of an item.
     """
-    for number, line in enumerate(_lines(read), 1):
-        if line is None:
-            yield BadLine(f"line {number}", f"line {number}: it is longer than {MAX_LINE_BYTES} bytes")
-        elif line.strip():
-            yield _item(line, number, shape)
+    number = 0
+    for lines in _lines(read):
+        items = [
+            _item(line, at, shape) for at, line in enumerate(lines, number + 1) if line is None or line.strip()
+        ]
+        number += len(lines)
+        if items:
+            yield items
 
 
-def _lines(read: Callable[[int], bytes]) -> Iterator[bytes | None]:
-    """The lines; None in place of one that is too long, which is passed over without being held."""
+def _lines(read: Callable[[int], bytes]) -> Iterator[list[bytes | None]]:
+    """The lines that have come; None for one that is too long, which is passed over without being held."""
     rest, is_long = b"", False
     while block := read(MAX_LINE_BYTES):
-        *lines, rest = (rest + block).split(b"\n")
-        for line in lines:
-            yield None if is_long or len(line) > MAX_LINE_BYTES else line
+        first, *others = (rest + block).split(b"\n")
+        if not others:
+            rest = first
+        else:
+            *others, rest = others
+            yield [None if is_long else _short(first), *map(_short, others)]
             is_long = False
         if len(rest) > MAX_LINE_BYTES:
             rest, is_long = b"", True
     if rest or is_long:
-        yield None if is_long else rest
+        yield [None if is_long else rest]
 
 
-def _item(line: bytes, number: int, shape: type[T]) -> T | BadLine:
+def _short(line: bytes) -> bytes | None:
+    return line if len(line) <= MAX_LINE_BYTES else None
+
+
+def _item(line: bytes | None, number: int, shape: type[T]) -> T | BadLine:
+    if line is None:
+        return BadLine(f"line {number}", f"line {number}: it is longer than {MAX_LINE_BYTES} bytes")
     try:
         return _convert(_parse(line, "it"), shape, strict=True)
     except InvalidRequest as error:

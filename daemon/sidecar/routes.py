@@ -63,6 +63,7 @@ class Route:
         body: media types with the shapes of their bodies.
         codes: of the problems that it may answer, see `errors.STATUS_OF_CODE`.
         problem: the shape of these problems.
+        document: what a call that needs nothing of its request but the connection answers; see `direct`.
     """
 
     method: str
@@ -76,6 +77,7 @@ class Route:
     headers: type[Any] | None = None
     body: Mapping[str, Any] | None = None
     problem: type[Any] = answers.Problem
+    document: views.Document | None = None
 
     @property
     def is_audited(self) -> bool:
@@ -117,6 +119,19 @@ def _get(
     return Route("GET", path, operation, summary, view, (Answer("what was asked for", media),), codes, query=query)
 
 
+def _plain(
+    path: str,
+    operation: str,
+    summary: str,
+    document: views.Document,
+    *,
+    shape: Any,
+    codes: tuple[str, ...],
+) -> Route:
+    good = (Answer("what was asked for", {JSON: shape}),)
+    return Route("GET", path, operation, summary, views.plain(document), good, codes, document=document)
+
+
 def _batch(
     verb: str,
     summary: str,
@@ -146,7 +161,7 @@ def _batch(
 
 
 ROUTES: tuple[Route, ...] = (
-    _get(
+    _plain(
         "/healthz",
         "healthz",
         "Whether the sidecar lives.",
@@ -154,7 +169,7 @@ ROUTES: tuple[Route, ...] = (
         shape=answers.Liveness,
         codes=_ANY,
     ),
-    _get(
+    _plain(
         "/v1/openapi.json",
         "openapi",
         "This specification.",
@@ -172,7 +187,7 @@ ROUTES: tuple[Route, ...] = (
         (*_ANY, "invalid-broker-configuration"),
         body={JSON: requests.Validation},
     ),
-    _get(
+    _plain(
         "/v1/workspaces",
         "workspaces",
         "The workspaces that the caller holds.",

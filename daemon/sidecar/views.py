@@ -2,41 +2,67 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, islice
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from flask import Response, current_app, request
 
+from brokervol.server import Connection
 from sidecar import answers, bodies, requests
 from sidecar.cursors import cursor, position
 from sidecar.errors import InvalidConfiguration, InvalidRequest
-from sidecar.operations import Outcome, Workspace, describe, record
+from sidecar.operations import Workspace, describe
+from sidecar.outcomes import Outcome, record
 from sidecar.wire import (
     NDJSON,
+    connection,
     json_answer,
+    line,
     lines_answer,
     open_workspace,
     problem_answer,
-    session,
     telling,
     wants_lines,
     while_wanted,
     whole_body,
 )
+from sidecar.workspaces import Workspaces
+from storage.brokers.broker import FileDetails
 from storage.configuration.exceptions import InvalidWorkspaceConfiguration
 from storage.configuration.workspace_configuration import check_broker
 from storage.exceptions import StorageError
 from storage.files import check_file_path
 
+# Makes the answer of a call that needs nothing of its request but the connection, with what all requests share.
+Document = Callable[[Mapping[str, Any], Connection], Any]
 
-def healthz() -> Response:
-    return json_answer(answers.Liveness(status="ok"))
+
+def healthz(_shared: Mapping[str, Any], _connection: Connection) -> answers.Liveness:
+    return answers.Liveness(status="ok")
 
 
-def openapi() -> Response:
-    return json_answer(current_app.extensions["openapi"])
+def openapi(shared: Mapping[str, Any], _connection: Connection) -> Any:
+    return shared["openapi"]
+
+
+def list_workspaces(shared: Mapping[str, Any], connection: Connection) -> answers.Workspaces:
+    workspaces: Workspaces = shared["workspaces"]
+    with contextlib.closing(workspaces.session(connection)) as mine:
+        found = [describe(holding, holding.broker(mine.view)) for _, holding in sorted(mine.holdings.items())]
+    return answers.Workspaces(workspaces=found)
+
+
+def plain(document: Document) -> Callable[[], Response]:
+    """The view of a call that answers with this document."""
+
+    def view() -> Response:
+        return json_answer(document(current_app.extensions, connection()))
+
+    return view
 
 
 def validate() -> Response:
@@ -47,12 +73,6 @@ def validate() -> Response:
         raise InvalidConfiguration(str(error)) from error
     told = [answers.Warned(name=warning.name, description=warning.description) for warning in warnings]
     return json_answer(answers.Warnings(warnings=told))
-
-
-def list_workspaces() -> Response:
-    mine = session()
-    found = [describe(holding, holding.broker(mine.view)) for _, holding in sorted(mine.holdings.items())]
-    return json_answer(answers.Workspaces(workspaces=found))
 
 
 def get_workspace(ws: str) -> Response:
@@ -69,13 +89,18 @@ def list_files(ws: str, query: requests.ListQuery) -> Response:
             raise InvalidRequest("cursor: it is for pages of JSON; a stream of lines is the whole listing")
         listed = workspace.broker.list_under(volume_path, query.recursive, query.prefix)
         wanted = islice(listed, query.limit) if "limit" in request.args else listed
-        return lines_answer(answers.Listed(file=found.file, size=found.size) for found in wanted)
+        return lines_answer(map(_listed_line, wanted))
     page = workspace.broker.list_page(
         volume_path, query.recursive, prefix=query.prefix, after=after, limit=query.limit
     )
     files = [answers.Listed(file=found.file, size=found.size) for found in page]
     more = cursor(page[-1].file) if len(page) == query.limit else None
     return json_answer(answers.FilePage(files=files, next_cursor=more))
+
+
+def _listed_line(found: FileDetails) -> str:
+    """`line` of an `answers.Listed`: put together by hand, since there may be millions."""
+    return f'{{"file": {encode_basestring_ascii(found.file)}, "size": {found.size}}}\n'
 
 
 def list_records(ws: str, query: requests.CatalogQuery) -> Response:
@@ -99,7 +124,7 @@ def list_records(ws: str, query: requests.CatalogQuery) -> Response:
             found = page(found[-1]["id"] or 0)
 
     if wants_lines():
-        return lines_answer(every_page())
+        return lines_answer(map(line, every_page()))
     files = page(after)
     more = cursor(files[-1]["id"] or 0) if len(files) == query.limit else None
     return json_answer(answers.RecordPage(files=files, next_cursor=more))
@@ -108,16 +133,17 @@ def list_records(ws: str, query: requests.CatalogQuery) -> Response:
 def find_paths(ws: str) -> Response:
     if _sends_lines():
         workspace = open_workspace(ws)
-        return lines_answer(_located(workspace, requests.read_items(_arriving(), requests.FileName)), block=1)
+        found = _located(workspace, requests.read_items(_arriving(), requests.FileName))
+        return lines_answer(map(line, found), block=1)
     asked = requests.parse_body(whole_body(), requests.Paths)
     return json_answer(answers.FilePaths(paths=open_workspace(ws).paths(asked.files)))
 
 
 def _located(
-    workspace: Workspace, items: Iterator[requests.FileName | requests.BadLine]
+    workspace: Workspace, arrivals: Iterator[list[requests.FileName | requests.BadLine]]
 ) -> Iterator[answers.Located]:
     """Where each file is, one by one; since nothing is changed, a failure stops nothing."""
-    for item in items:
+    for item in chain.from_iterable(arrivals):
         try:
             if isinstance(item, requests.BadLine):
                 raise InvalidRequest(item.reason)
@@ -129,7 +155,7 @@ def _located(
 
 
 def batch(
-    shape: Any, item: type[Any], work: Callable[[Workspace, Any, str | None, bytes], Iterator[Outcome]]
+    shape: Any, item: type[Any], work: Callable[[Workspace, Any, str | None, bytes], Iterator[list[Outcome]]]
 ) -> Callable[..., Response]:
     """The view of a batch: its JSON body has `shape`, a line of its stream that of an `item` of it."""
 
@@ -142,7 +168,7 @@ def batch(
         digest = b"" if key is None else repr(query if _sends_lines() else asked).encode("utf-8", "surrogatepass")
         outcomes = telling().items(work(open_workspace(ws), asked, key, digest))
         if wants_lines() or _sends_lines():
-            return lines_answer((outcome.to_json() for outcome in outcomes), block=1)
+            return lines_answer((line(outcome.to_json()) for outcome in outcomes), block=1)
         return _at_once(list(while_wanted(outcomes)), goes_on=asked.on_error == "continue")
 
     return view

@@ -96,17 +96,21 @@ def whole_body() -> bytes:
     return bodies.whole(request.environ, current_app.config["MAX_CONTENT_LENGTH"])
 
 
+def problem_headers(code: str) -> dict[str, str]:
+    """What the answer to a failure says beside its document: `Retry-After` where to try again helps."""
+    return {"Retry-After": str(RETRY_AFTER_S)} if code in RETRIED else {}
+
+
 def json_answer(document: Any, status: int = 200, content_type: str = JSON) -> Response:
     return Response(json.dumps(document), status, content_type=content_type)
 
 
 def problem_answer(code: str, detail: str, extra: Mapping[str, Any] | None = None) -> Response:
-    """The answer to what failed: RFC 9457, with `Retry-After` where to try again helps."""
+    """The answer to what failed: RFC 9457."""
     if "telling" in g:
         telling().outcome = code
     response = json_answer(problem(code, detail, extra), STATUS_OF_CODE[code], PROBLEM)
-    if code in RETRIED:
-        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    response.headers.extend(problem_headers(code))
     return response
 
 
@@ -116,16 +120,21 @@ def wants_lines(default: str = JSON) -> bool:
     return request.accept_mimetypes.best_match((default, other)) == NDJSON
 
 
-def lines_answer(documents: Iterable[Any], block: int = _LINES_A_BLOCK) -> Response:
-    """A stream of one document a line, at most `block` of them a write, until the client hangs up.
+def line(document: Any) -> str:
+    """A document as a line of a stream."""
+    return json.dumps(document) + "\n"
+
+
+def lines_answer(lines: Iterable[str], block: int = _LINES_A_BLOCK) -> Response:
+    """A stream of lines, see `line`, at most `block` of them a write, until the client hangs up.
 
     The first block is made before the status is sent, so that what fails at once still has its own status. A
     later failure can only be told as the last line.
     """
     if request.method == "HEAD":
-        next(iter(documents), None)
+        next(iter(lines), None)
         return Response(iter(()), content_type=NDJSON)
-    blocks = _blocks(iter(documents), block)
+    blocks = _blocks(iter(lines), block)
     first = next(blocks, b"")
     return Response(_told_in_line(first, blocks, telling()), content_type=NDJSON)
 
@@ -141,11 +150,11 @@ def while_wanted(documents: Iterator[T]) -> Iterator[T]:
     log.info("the client is gone, the rest is not done", path=request.path)
 
 
-def _blocks(documents: Iterator[Any], size: int) -> Iterator[bytes]:
+def _blocks(lines: Iterator[str], size: int) -> Iterator[bytes]:
     client, path = connection(), request.path
     try:
         while not client.is_peer_gone():
-            block = "".join(f"{json.dumps(document)}\n" for document in _some(documents, size))
+            block = "".join(_some(lines, size))
             if not block:
                 return
             yield block.encode("ascii")
@@ -154,13 +163,14 @@ def _blocks(documents: Iterator[Any], size: int) -> Iterator[bytes]:
     log.info("the client is gone, the rest is not done", path=path)
 
 
-def _some(documents: Iterator[Any], most: int) -> Iterator[Any]:
-    """The next documents, fewer where they are slow to come."""
-    until = time.monotonic() + _BLOCK_S
-    for count, document in enumerate(documents, 1):
-        yield document
-        if count == most or time.monotonic() > until:
-            return
+def _some(lines: Iterator[str], most: int) -> list[str]:
+    """The next lines, fewer where they are slow to come."""
+    until, found = time.monotonic() + _BLOCK_S, []
+    for one in lines:
+        found.append(one)
+        if len(found) == most or time.monotonic() > until:
+            break
+    return found
 
 
 def _told_in_line(first: bytes, blocks: Iterator[bytes], told: Telling) -> Iterator[bytes]:
@@ -169,4 +179,4 @@ def _told_in_line(first: bytes, blocks: Iterator[bytes], told: Telling) -> Itera
         yield from blocks
     except StorageError as error:
         told.outcome = error.code
-        yield (json.dumps({"error": {"code": error.code, "detail": str(error)}}) + "\n").encode("ascii")
+        yield line({"error": {"code": error.code, "detail": str(error)}}).encode("ascii")

@@ -12,20 +12,23 @@ empty directory of a file system of its own, which nobody can make again.
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from brokervol.server import Connection
 from sidecar.caller import CallerView, caller_of, identify
 from sidecar.holdings import Claim, Holding, Known, Volumes, known_workspace
+from sidecar.mounts import MountTable, OwnTable
 from storage.configuration.exceptions import InvalidWorkspaceConfiguration
 from storage.configuration.workspace_configuration import WorkspaceConfiguration
 from storage.definitions import DefinitionStore
 from storage.files import FileView, SelfView
-from storage.mountinfo import read_mounts
+
+_CALLERS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,11 @@ class CallerWorkspaces(Workspaces):
         self._definitions = definitions
         self._lock = threading.Lock()
         self._version = -1
-        self._known: list[Known] = []
+        self._known = _Definitions([])
+        self._mounts = OwnTable()
+        # What these make is of their arguments alone, which are the very same objects while nothing changes.
+        self._volumes = functools.lru_cache(maxsize=1)(_volumes)
+        self._claims = functools.lru_cache(maxsize=_CALLERS)(_claims)
 
     def accepted(self, connection: Connection) -> None:
         identify(connection)
@@ -84,31 +91,46 @@ class CallerWorkspaces(Workspaces):
             raise
 
     def _held(self, view: CallerView) -> dict[str, Holding]:
-        published = {mount.mountpoint: mount for mount in read_mounts()}
-        known = self._current()
-        volumes = Volumes((one, published[one.mountpoint]) for one in known if one.mountpoint in published)
-        claims: dict[str, list[Claim]] = {}
-        visible = {mount.mountpoint: mount for mount in view.mounts}  # a later mount covers an earlier one
-        for mount in visible.values():
-            for claim in volumes.shown_by(mount):
-                claims.setdefault(claim.known.name, []).append(claim)
+        volumes = self._volumes(self._current(), self._mounts.now())
         holdings = {}
-        for name, alike in claims.items():
-            best = next((one for one in sorted(alike, key=Claim.rank) if _counts(one, view)), None)
+        for name, alike in self._claims(volumes, view.table):
+            best = next((one for one in alike if _counts(one, view)), None)
             if best is not None:
                 view.held[best.mount.mountpoint] = best.mount
                 holdings[name] = best.holding()
         return holdings
 
-    def _current(self) -> list[Known]:
-        """The definitions that are workspaces."""
+    def _current(self) -> _Definitions:
+        """The definitions that are workspaces; the very same object while they are."""
         with self._lock:
             version = self._definitions.version()
             if version != self._version:
                 known = [known_workspace(self._root, definition) for definition in self._definitions.load()]
-                self._known = [found for found in known if found is not None]
+                self._known = _Definitions([found for found in known if found is not None])
                 self._version = version
             return self._known
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Definitions:
+    """Those that are workspaces."""
+
+    known: Sequence[Known]
+
+
+def _volumes(definitions: _Definitions, ours: MountTable) -> Volumes:
+    published = {mount.mountpoint: mount for mount in ours.mounts}
+    return Volumes((one, published[one.mountpoint]) for one in definitions.known if one.mountpoint in published)
+
+
+def _claims(volumes: Volumes, table: MountTable) -> list[tuple[str, list[Claim]]]:
+    """By what mounts a caller with these holds workspaces, the best first, by name."""
+    claims: dict[str, list[Claim]] = {}
+    visible = {mount.mountpoint: mount for mount in table.mounts}  # a later mount covers an earlier one
+    for mount in visible.values():
+        for claim in volumes.shown_by(mount):
+            claims.setdefault(claim.known.name, []).append(claim)
+    return [(name, sorted(alike, key=Claim.rank)) for name, alike in claims.items()]
 
 
 def _counts(claim: Claim, view: CallerView) -> bool:

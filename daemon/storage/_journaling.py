@@ -29,6 +29,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from storage._saving import save_rows
+from storage.files import Actor
 from storage.journal import FOREIGN_AGE, KEY_AGE, Claim, DoneItem, Identity, Intent, KeyedItem, Seen
 from storage.models import LIVE, Id, Json, ScaleFile, UtcDateTime, metadata, scale_file
 
@@ -129,6 +130,7 @@ def _row(intent: Intent) -> dict[str, Any]:
         "overwrite": intent.overwrite,
         "is_recorded": intent.is_recorded,
         "item": item,
+        "actor": intent.actor,
     }
     return {
         **{name: getattr(intent, name) for name in _PLAIN},
@@ -152,7 +154,15 @@ def _intent(row: Row[Any]) -> Intent:
         overwrite=details["overwrite"],
         is_recorded=details["is_recorded"],
         item=KeyedItem(*details["item"]) if details["item"] else None,
+        actor=_actor(details.get("actor")),
     )
+
+
+def _actor(told: Sequence[Any] | None) -> Actor | None:
+    if told is None:  # of an earlier version, or of nobody in particular
+        return None
+    user, group, groups = told
+    return Actor(user, group, tuple(groups))
 
 
 class Journal:

@@ -65,12 +65,12 @@ def _find_live(connection: Connection, paths: Iterable[tuple[str, str]]) -> dict
     for workspace, wanted in by_workspace.items():
         query = select(columns.file_path, columns.id, columns.uuid, columns.created)
         query = query.where(columns.workspace == workspace, LIVE)
-        for row in _where_one_of(connection, query, columns.file_path, wanted):
+        for row in where_one_of(connection, query, columns.file_path, wanted):
             found[workspace, row.file_path] = row
     return found
 
 
-def _where_one_of(
+def where_one_of(
     connection: Connection, query: Select[Any], column: Column[str], values: Sequence[str]
 ) -> Iterator[Row[Any]]:
     """The rows of `query` whose `column`, unique among them, is one of `values`."""
@@ -108,7 +108,7 @@ def _insert(connection: Connection, rows: list[dict[str, Any]]) -> None:
     added: Iterable[Row[Any]]
     if len(rows) > 1 and connection.dialect.name == "postgresql":  # five times as fast as one large statement
         connection.execute(scale_file.insert(), rows)
-        added = _where_one_of(connection, keys, scale_file.c.uuid, [row["uuid"] for row in rows])
+        added = where_one_of(connection, keys, scale_file.c.uuid, [row["uuid"] for row in rows])
     else:
         added = connection.execute(scale_file.insert().returning(*keys.selected_columns), rows)
     ids = {row.uuid: row.id for row in added}

@@ -37,7 +37,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
 from storage._journaling import Journal, add, close, update
-from storage._saving import save_rows
+from storage._saving import save_rows, where_one_of
 from storage.exceptions import BackendUnavailable
 from storage.journal import Intent
 from storage.models import LIVE, ScaleFile, check_storable, is_storable, scale_file, use_catalog
@@ -187,6 +187,13 @@ class Catalog:
         if not is_storable(file_path):
             return None
         return self._find(scale_file.c.workspace == workspace, scale_file.c.file_path == file_path, LIVE)
+
+    def find_paths(self, workspace: str, file_paths: Sequence[str]) -> list[ScaleFile]:
+        """The live records of these paths, in no particular order."""
+        query = select(scale_file).where(scale_file.c.workspace == workspace, LIVE)
+        wanted = [path for path in file_paths if is_storable(path)]
+        with self._told(), self._engine.connect() as connection:
+            return [_file(row) for row in where_one_of(connection, query, scale_file.c.file_path, wanted)]
 
     def find_id(self, workspace: str, file_id: int) -> ScaleFile | None:
         """The record with this id, live or not, if it is of this workspace."""

@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from types import TracebackType
+from typing import NamedTuple
 
 from storage import linux
 from storage.exceptions import AlreadyExists, InvalidPath
@@ -206,12 +207,25 @@ class Directory:
                 os.close(fd)
 
 
+class Actor(NamedTuple):
+    """Whom files are touched as: a user, its group, and its supplementary groups."""
+
+    user: int
+    group: int
+    groups: tuple[int, ...]
+
+
 class FileView(ABC):
     """Where a caller's paths lead, and the identity that touches them.
 
     Everything that reads or changes files happens inside `acting()`; nothing else does (in particular no
     database call), since the caller's identity may not read our own files.
+
+    Attributes:
+        actor: whom the files are touched as; None for this process itself, and for root, to whom it is equal.
     """
+
+    actor: Actor | None = None
 
     @abstractmethod
     def acting(self) -> AbstractContextManager[None]:

@@ -11,13 +11,14 @@ import logging
 import os
 import secrets
 import uuid as uuids
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from storage.exceptions import BackendUnavailable, StorageError
+from storage.exceptions import BackendUnavailable, PermissionDenied, StorageError
+from storage.files import Actor
 from storage.models import ScaleFile, catalog_in_use
 from storage.os_errors import quoted
 
@@ -129,6 +130,7 @@ class Intent:
         token: unique, and safe in file names: part of the temporary file's, and stamped on an S3 object.
         owner, run: the process that made it.
         is_rivalled: whether somebody else may be uploading to the same path.
+        actor: see `FileView`, of the view that it is done through.
 
     Its paths are those of the records, in the whole workspace.
     """
@@ -148,6 +150,7 @@ class Intent:
     run: str = field(default_factory=lambda: _process.run)
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     is_rivalled: bool = False
+    actor: Actor | None = None
 
     @property
     def is_of_dead_run(self) -> bool:
@@ -265,6 +268,7 @@ def recover(
     *,
     part: str = "",
     request_id: int | None = None,
+    broker_as: Callable[[Actor], Broker] | None = None,
 ) -> int:
     """Finish or undo what killed processes have left in a workspace, and what this one could not record.
 
@@ -273,6 +277,8 @@ def recover(
     Args:
         part: the directory of the workspace that `volume_path` shows, where that is not the whole.
         request_id: only what belongs to this request, which nobody is at.
+        broker_as: gives a broker that acts as whoever began something, since a server of files may let nobody else
+            look, root least of all. Where it is denied that user by now, it is left to `broker`.
 
     Returns:
         How many items stay open, since the backend or the database cannot tell now; the log says why.
@@ -289,7 +295,7 @@ def recover(
         for token in set(left) - {intent.token for intent in found}:  # settled by somebody, or never written
             _process.abandoned.pop(token, None)
         found = [intent for intent in found if intent.owner != _process.owner or intent.is_of_dead_run]
-    mount = _Mount(broker, volume_path, f"{part}/" if part else "")
+    mount = _Mount(broker, volume_path, f"{part}/" if part else "", broker_as)
     return sum(_settle(catalog, mount, some) for some in _chunks(found))
 
 
@@ -299,9 +305,21 @@ class _Mount(NamedTuple):
     broker: Broker
     volume_path: str | None
     above: str
+    broker_as: Callable[[Actor], Broker] | None
 
     def look_back(self, intents: Sequence[Intent]) -> Sequence[Verdict | StorageError]:
-        return self.broker.look_back(self.volume_path, [self._below(intent) for intent in intents])
+        found: dict[str, Verdict | StorageError] = {}
+        for actor in dict.fromkeys(intent.actor for intent in intents):
+            broker = self.broker_as(actor) if self.broker_as and actor else self.broker
+            found |= self._look_back(broker, [intent for intent in intents if intent.actor == actor])
+        denied = [i for i in intents if i.actor and isinstance(found[i.token], PermissionDenied)]
+        if self.broker_as and denied:
+            found |= self._look_back(self.broker, denied)
+        return [found[intent.token] for intent in intents]
+
+    def _look_back(self, broker: Broker, intents: Sequence[Intent]) -> dict[str, Verdict | StorageError]:
+        verdicts = broker.look_back(self.volume_path, [self._below(intent) for intent in intents])
+        return {intent.token: verdict for intent, verdict in zip(intents, verdicts, strict=True)}
 
     def _below(self, intent: Intent) -> Intent:
         new_path = intent.new_path.removeprefix(self.above) if intent.new_path else None

@@ -184,10 +184,10 @@ class Unfinished:
 
     def close(self) -> None:
         """Let go of the file; if it was not published, it is no more."""
-        if self._name:
-            _remove_quietly(self._parent, self._name)
         with contextlib.suppress(OSError):  # NFS and FUSE tell of failed writes here; fsync has told before
             os.close(self.fd)
+        if self._name:  # now: of an open file NFS would make one with another name (.nfs...), for all to see
+            _remove_quietly(self._parent, self._name)
 
 
 @contextmanager

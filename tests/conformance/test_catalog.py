@@ -52,6 +52,16 @@ def test_a_saved_record_is_found_by_path_id_and_uuid(records: Catalog) -> None:
     assert records.find_path("other", "a/b.txt") is None
 
 
+def test_live_records_are_found_by_many_paths_at_once(records: Catalog) -> None:
+    files = [new(f"d/{number}", tags={"a": "b"}) for number in range(5)]
+    deleted, other = new("gone"), new("d/0", workspace="other")
+    deleted.set_deleted()
+    records.save_all([*files, deleted, other])
+    found = records.find_paths("w", ["d/3", "d/0", "none", "gone", "n\0l", "\udcff"])
+    assert sorted(found, key=lambda file: file.file_path) == [files[0], files[3]]
+    assert records.find_paths("w", []) == []
+
+
 def test_every_field_is_kept(records: Catalog) -> None:
     tags = {"sensor": "optical", "": "ünïcode ☃", "quote's": '"\\ %(x)s :y', "long": "x" * 100_000}
     file = new("a", checksum="sha256:9f86d081", tags=tags, file_size=2**63 - 1, media_type="a/b", file_name="b")

@@ -16,8 +16,8 @@ from storage import journal
 from storage.brokers.broker import Broker, FileMove, FileUpload
 from storage.brokers.factory import get_broker
 from storage.catalog import Catalog
-from storage.exceptions import BackendUnavailable, StorageError
-from storage.files import TEMPORARY_PREFIX
+from storage.exceptions import BackendUnavailable, PermissionDenied, StorageError
+from storage.files import TEMPORARY_PREFIX, Actor
 from storage.journal import Intent, KeyedItem, Verdict, intent_of
 from storage.models import ScaleFile, use_catalog
 
@@ -72,6 +72,7 @@ def test_an_intent_is_read_as_it_was_written(records: Catalog) -> None:
     file = new("d/é", media_type="a/b", tags={"k": "v"}, checksum="sha256:0")
     written = intent_of("move", file, "d/new", item=KeyedItem(7, 3, "digest"))
     written.before, written.size, written.overwrite = journal.Identity(2**60, 5, 6, 0o100644), 2**40, False
+    written.actor = Actor(2**32 - 2, 5, (7, 8))
     journal.begin([written])
     (found,) = open_intents(records)
     assert vars(found) == vars(written)
@@ -131,6 +132,23 @@ def test_what_a_backend_cannot_tell_stays_open(records: Catalog) -> None:
     broker._verdicts += [BackendUnavailable("it is away")] * 2
     assert journal.recover(records, broker, None, "w") == 1
     assert [intent.file_path for intent in open_intents(records)] == ["a"]
+
+
+def test_what_somebody_began_is_looked_at_as_they_and_by_ourselves_where_that_is_denied(records: Catalog) -> None:
+    intents = [dead(intent_of("delete", new(name))) for name in "abc"]
+    for intent, actor in zip(intents[1:], (Actor(5, 6, (7,)), Actor(8, 9, ())), strict=True):
+        intent.actor = actor
+    journal.begin(intents)
+    asked = []
+
+    def broker_as(actor: Actor) -> Broker:
+        asked.append(actor)
+        return Told(journal.UNDONE if actor.user == 5 else PermissionDenied("not you"))
+
+    ours = Told(journal.UNDONE, journal.UNDONE)
+    assert journal.recover(records, ours, None, "w", broker_as=broker_as) == 0
+    assert {*asked} == {intents[1].actor, intents[2].actor}
+    assert ours._verdicts == []
 
 
 # What recovery records

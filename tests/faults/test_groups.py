@@ -11,10 +11,11 @@ import pytest
 
 from lab.faults import Kernel, descriptors
 from storage import catalog
+from storage.brokers._group import Change, Group
 from storage.brokers.broker import Broker, FileDownload, FileMove, FileUpload
 from storage.brokers.factory import get_broker
 from storage.catalog import Catalog
-from storage.exceptions import AlreadyExists, BackendUnavailable
+from storage.exceptions import AlreadyExists, BackendUnavailable, MissingFile
 from storage.files import Directory, SelfView
 from storage.journal import Intent
 from storage.models import ScaleFile, use_catalog
@@ -206,3 +207,55 @@ def test_a_source_that_the_batch_replaces_is_found_replaced(place: Place, alias:
     place.upload((place.source("new"), "a"), (str(source), "b"))
     assert place.read("a") == "new"
     assert place.read("b") == ("old" if alias == "hard link" else "new")
+
+
+def test_a_broker_tells_what_became_of_each_item(place: Place, records: Catalog) -> None:
+    """Done, failed, or nothing at all: so whoever asked for many knows it of each."""
+    files = [ScaleFile(file_path=path) for path in ("a", "b", "c", "d")]
+    source = place.source("x")
+    uploads = [FileUpload(file, source) for file in files]
+    uploads[2] = FileUpload(files[2], "/missing")
+    outcomes: dict[int, Exception | None] = {}
+    place.broker.outcomes = outcomes
+    with pytest.raises(MissingFile) as raised:
+        place.broker.upload_files(place.volume_path, uploads)
+    assert outcomes == {id(files[0]): None, id(files[1]): None, id(files[2]): raised.value}
+    outcomes.clear()
+    place.broker.delete_files(place.volume_path, files[:2])
+    assert outcomes == {id(files[0]): None, id(files[1]): None}
+
+
+def test_what_is_in_place_and_not_recorded_has_failed(place: Place) -> None:
+    class Failing(Catalog):
+        def finish(self, files: Sequence[ScaleFile], *_: object) -> None:
+            raise BackendUnavailable(f"the database is gone for {len(files)}")
+
+    use_catalog(failing := Failing(place.database))
+    failing.upgrade()
+    files = [ScaleFile(file_path=path) for path in ("a", "b")]
+    place.broker.outcomes = {}
+    source = place.source("x")
+    with pytest.raises(BackendUnavailable) as raised:
+        place.broker.upload_files(place.volume_path, [FileUpload(file, source) for file in files])
+    failing.close()
+    assert place.broker.outcomes == {id(file): raised.value for file in files}
+    assert sorted(os.listdir(place.workspace)) == ["a", "b"]
+
+
+def test_a_group_that_ends_early_forgets_what_failed_behind_its_end(place: Place) -> None:
+    """Else that would be told, and the items in between neither done nor told of."""
+    changes = [Change(ScaleFile(file_path=path)) for path in ("a", "b", "c")]
+    group = Group(changes)
+    failures = []
+    for step in (
+        lambda change: _raise(MissingFile("c")) if change is changes[2] else None,
+        lambda change: group.end_before_this() if change is changes[1] else None,
+    ):
+        group.each(step)
+        failures.append(str(group.failure))
+    assert failures == ["c", "None"]
+    assert group.items == changes[:1]
+
+
+def _raise(error: Exception) -> None:
+    raise error

@@ -22,6 +22,7 @@ from lab.faults import Fault, Kernel
 from lab.processes import wait_until
 from lab.unix_http import connected
 from sidecar.__main__ import main
+from sidecar.batches import Batch
 from sidecar.operations import Workspace
 from storage.brokers import _s3_obstore
 from storage.catalog import Catalog
@@ -109,17 +110,22 @@ def _path_of(asked: Any) -> str:
 
 def _run(order: dict[str, Any]) -> int:
     current = [Kernel()]
-    real = Workspace._once
 
-    def once(workspace: Workspace, held: Any, number: int, asked: Any, work: Any) -> Any:
-        is_meant = _path_of(asked).startswith(order["name"])
-        current[0] = Kernel(Fault(order["step"] if is_meant else 0))
-        with current[0].in_place() as kernel:
-            found = real(workspace, held, number, asked, work)
-        Path(order["steps"]).write_text(json.dumps(kernel.steps))
-        return found
+    def watch(home: type[Any], method: str, asked_of: Callable[..., Any]) -> None:
+        real = getattr(home, method)
 
-    setattr(Workspace, "_once", once)  # noqa: B010  # mypy refuses it otherwise
+        def watched(*arguments: Any) -> Any:
+            is_meant = _path_of(asked_of(*arguments)).startswith(order["name"])
+            current[0] = Kernel(Fault(order["step"] if is_meant else 0))
+            with current[0].in_place() as kernel:
+                found = real(*arguments)
+            Path(order["steps"]).write_text(json.dumps(kernel.steps))
+            return found
+
+        setattr(home, method, watched)
+
+    watch(Workspace, "_once", lambda _workspace, _held, asked, _write: asked)
+    watch(Batch, "_work", lambda _batch, items, _number: items[0])
     _with_steps(lambda: current[0], "begin", "begun")
     _with_steps(lambda: current[0], "finish", "finished")
     _s3_obstore._PID = os.getpid()  # nothing of obstore was used before the fork

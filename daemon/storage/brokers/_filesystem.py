@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from storage import linux
 from storage.brokers._content import Arrival, Arriving, FileContent
@@ -50,6 +50,7 @@ class FilesystemBroker(Broker):
     """A broker whose workspace is a directory mounted at `volume_path`."""
 
     keeps_journal = True
+    tells_outcomes = True
 
     def list_files(self, volume_path: str | None, recursive: bool) -> Generator[FileDetails, None, None]:
         yield from self.list_under(volume_path, recursive, "")
@@ -64,31 +65,25 @@ class FilesystemBroker(Broker):
         with workspace:
             pending = [selection.start]
             while pending:
-                for batch in self._batches(workspace, pending.pop()):
-                    pending.extend(
-                        entry.path for entry in batch if entry.is_directory and selection.enters(entry.path)
-                    )
-                    yield from (
-                        FileDetails(e.path, e.size)
-                        for e in batch
-                        if not e.is_directory and selection.takes(e.path)
-                    )
+                for directories, files in self._batches(workspace, pending.pop()):
+                    pending += filter(selection.enters, directories)
+                    yield from (details for details in files if selection.takes(details.file))
 
-    def _batches(self, workspace: Directory, directory: str) -> Iterator[list[_Entry]]:
+    def _batches(self, workspace: Directory, directory: str) -> Iterator[tuple[list[str], list[FileDetails]]]:
         """What is in a directory, some at a time; the caller's identity is held only while reading."""
         scan = workspace.scan(directory)
         with contextlib.closing(scan):
             while True:
                 with os_errors(f"list {quoted(directory)}"), self.view.acting():
                     try:
-                        found = [_entry(directory, entry) for entry in next(scan)]
+                        found = _entries(directory, next(scan))
                     except StopIteration:
                         return
                     except OSError as error:
                         if _is_passed_over(error):
                             return
                         raise
-                yield [entry for entry in found if entry]
+                yield found
 
     def list_page(
         self, volume_path: str | None, recursive: bool, *, prefix: str = "", after: str = "", limit: int
@@ -103,7 +98,7 @@ class FilesystemBroker(Broker):
             with self._changing(group, volume_path) as mounted_at:
                 # Nothing is synced: a link that a crash takes away holds no data and is made again.
                 group.each(partial(self._link, group.workspace, mounted_at))
-            group.record()
+            group.record(self.outcomes)
 
     def upload_files(self, volume_path: str | None, file_uploads: Sequence[FileUpload]) -> None:
         require_catalog()
@@ -114,7 +109,7 @@ class FilesystemBroker(Broker):
                 group.each(uploading.sync)
                 group.each(uploading.publish)
                 group.each(group.sync_directories)
-            group.record()
+            group.record(self.outcomes)
 
     def move_files(self, volume_path: str | None, file_moves: Sequence[FileMove]) -> None:
         require_catalog()
@@ -122,7 +117,7 @@ class FilesystemBroker(Broker):
             with self._journaled(group, volume_path, partial(_look_at_source, group)), self.view.acting():
                 group.each(partial(self._rename, group))
                 group.each(group.sync_directories)
-            group.record()
+            group.record(self.outcomes)
 
     def delete_files(self, volume_path: str | None, files: Sequence[ScaleFile], update_model: bool = True) -> None:
         if update_model:
@@ -131,7 +126,7 @@ class FilesystemBroker(Broker):
             with self._journaled(group, volume_path, partial(_look_at_deleted, group)), self.view.acting():
                 group.each(partial(_remove, group))
                 group.each(group.sync_directories)
-            group.record()
+            group.record(self.outcomes)
 
     def open_file(self, volume_path: str | None, file: ScaleFile) -> Content:
         path = file.file_path
@@ -155,7 +150,7 @@ class FilesystemBroker(Broker):
             with self.view.acting():
                 for step in (arriving.finish, arriving.sync, arriving.take_place, group.sync_directories):
                     group.each(step)
-        group.record()
+        group.record(self.outcomes)
         return Written(arrival.etag, arrival.is_new)
 
     def look_back(self, volume_path: str | None, intents: Sequence[Intent]) -> list[Verdict | StorageError]:
@@ -205,7 +200,7 @@ class FilesystemBroker(Broker):
                 group.workspace = stack.enter_context(self.view.open_workspace(mounted_at))
                 stack.push(partial(self._leave, group))
                 group.look(look)
-            group.begin(self.keyed, overwrite=self.overwrite)
+            group.begin(self.keyed, self.view.actor, overwrite=self.overwrite)
             yield
 
     def _leave(self, group: Group[Any], *failure: Any) -> None:
@@ -279,25 +274,23 @@ class _Deletion(Change):
         return self.file
 
 
-class _Entry(NamedTuple):
-    path: str
-    is_directory: bool
-    size: int
-
-
-def _entry(directory: str, entry: os.DirEntry[str]) -> _Entry | None:
-    """What a listing needs of an entry; None for links, special and unfinished files, and what vanished."""
-    path = f"{directory}/{entry.name}" if directory else entry.name
-    if entry.name.startswith(TEMPORARY_PREFIX):
-        return None
-    try:
+def _entries(directory: str, entries: Sequence[os.DirEntry[str]]) -> tuple[list[str], list[FileDetails]]:
+    """Paths of the directories and the files in `directory`; no links, special and unfinished files, and what
+    vanished. Few steps each: there may be millions."""
+    above = f"{directory}/" if directory else ""
+    directories, files = [], []
+    for entry in entries:
+        name = entry.name
+        if name.startswith(TEMPORARY_PREFIX):
+            continue
         if entry.is_dir(follow_symlinks=False):
-            return _Entry(path, True, 0)
-        if entry.is_file(follow_symlinks=False):
-            return _Entry(path, False, entry.stat(follow_symlinks=False).st_size)
-    except FileNotFoundError:
-        pass
-    return None
+            directories.append(above + name)
+        elif entry.is_file(follow_symlinks=False):
+            try:
+                files.append(FileDetails(above + name, entry.stat(follow_symlinks=False).st_size))
+            except FileNotFoundError:
+                continue
+    return directories, files
 
 
 def _in_order(workspace: Directory, selection: Selection) -> Iterator[FileDetails]:

@@ -12,7 +12,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 
 from storage import journal
 from storage.exceptions import BackendUnavailable
-from storage.files import Directory
+from storage.files import Actor, Directory
 from storage.journal import Identity, Intent, KeyedItem
 from storage.models import ScaleFile
 from storage.os_errors import quoted, translate
@@ -103,6 +103,7 @@ class Group(Generic[Item]):
     def __init__(self, items: Sequence[Item]) -> None:
         self.items = list(items)
         self.failure: Exception | None = None
+        self._failed: Item | None = None
         self.held: list[Closes] = []
         self._all = list(items)
         self._at = 0
@@ -137,7 +138,7 @@ class Group(Generic[Item]):
                 step(item)
             except Exception as error:
                 if number == 0:
-                    self.failure = _told(error, item)
+                    self._fail(item, error)
                 del self.items[number:]
         self._all = list(self.items)
 
@@ -163,17 +164,20 @@ class Group(Generic[Item]):
             found = self._identities[head] = status.st_dev, status.st_ino
         return *found, name
 
-    def begin(self, keyed: Mapping[int, KeyedItem], *, overwrite: bool) -> None:
+    def begin(self, keyed: Mapping[int, KeyedItem], actor: Actor | None, *, overwrite: bool) -> None:
         """Write down what will be done with the items; outside of the caller's identity.
 
         Args:
             keyed: see `Broker.keyed`.
+            actor: see `FileView`.
 
         Raises:
             BackendUnavailable: the catalog cannot be used now; nothing is changed then.
         """
         for item in self.items:
             item.intent = item.plan(keyed.get(id(item.file)), overwrite=overwrite)
+            if item.intent:
+                item.intent.actor = actor
         journal.begin([item.intent for item in self.items if item.intent])
 
     def each(self, step: Callable[[Item], None]) -> None:
@@ -183,10 +187,14 @@ class Group(Generic[Item]):
             try:
                 step(item)
             except EndOfGroup:
+                self._failed = self.failure = None  # of a later one, which will be tried again
                 self._cut(number)
             except Exception as error:
-                self.failure = _told(error, item)
+                self._fail(item, error)
                 self._cut(number)
+
+    def _fail(self, item: Item, error: Exception) -> None:
+        self._failed, self.failure = item, _told(error, item)
 
     def _cut(self, number: int) -> None:
         del self.items[number:]
@@ -239,18 +247,28 @@ class Group(Generic[Item]):
                 return
             path = directory_of(path)  # a new directory's own name is there
 
-    def record(self) -> None:
+    def record(self, outcomes: dict[int, Exception | None] | None) -> None:
         """Save the models of what is done, in one transaction, then raise what failed. Call when no more open.
 
         What changed names and is not done stays in the journal, and so does all if the catalog fails.
+
+        Args:
+            outcomes: see `Broker.outcomes`.
         """
+        outcomes = {} if outcomes is None else outcomes
         saved = [model for item in self.items if (model := item.record()) is not None]
         done = [item.intent for item in self.items if item.intent]
         others = [item for item in self._all[len(self.items) :] if item.intent]
         kept = [item.intent for item in others if item.intent and item.is_changed]
         dropped = [item.intent for item in others if item.intent and not item.is_changed]
-        journal.finish(saved, done, dropped, kept)
-        if self.failure is not None:
+        try:
+            journal.finish(saved, done, dropped, kept)
+        except Exception as error:  # all of them are in place, and none is recorded
+            outcomes.update((id(item.file), error) for item in self.items)
+            raise
+        outcomes.update((id(item.file), None) for item in self.items)
+        if self._failed is not None and self.failure is not None:
+            outcomes[id(self._failed.file)] = self.failure
             raise self.failure
 
 

@@ -142,11 +142,17 @@ class Broker(ABC):
             raise AlreadyExists. A directory is never replaced.
         keyed: of what request with an idempotency key the models are that the next call is for, by their `id()`.
             What is done of them is then remembered, see `storage.journal`.
+        outcomes: where a broker that `tells_outcomes` notes what became of the items of a call, by the `id()` of
+            their models: None for done, or why it failed. Nothing was done of what is not in it. Nobody asks
+            unless it is set.
         keeps_journal: whether it writes down what it is about to change, and `look_back` finds out what became of
             it. Of the class.
+        tells_outcomes: whether it tells of each item what became of it, so that a call for many is as good as one
+            for each. Of the class.
     """
 
     keeps_journal: ClassVar[bool] = False
+    tells_outcomes: ClassVar[bool] = False
 
     def __init__(self, broker_type: str) -> None:
         self._broker_type = broker_type
@@ -154,6 +160,7 @@ class Broker(ABC):
         self.view: FileView = SelfView()
         self.overwrite = True
         self.keyed: dict[int, KeyedItem] = {}
+        self.outcomes: dict[int, Exception | None] | None = None
 
     @property
     def broker_type(self) -> str:
@@ -338,7 +345,8 @@ class Selection:
     def takes(self, path: str) -> bool:
         """Whether the file at `path` is shown."""
         is_on_level = self.recursive or path.count("/") == self.prefix.count("/")
-        return is_on_level and path.startswith(self.prefix) and path_order(path) > path_order(self.after)
+        is_after = not self.after or path_order(path) > path_order(self.after)
+        return is_on_level and is_after and path.startswith(self.prefix)
 
     def enters(self, directory: str) -> bool:
         """Whether anything below `directory` (a path without final `/`) can be shown."""

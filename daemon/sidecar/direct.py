@@ -1,0 +1,89 @@
+"""Calls that need nothing of their request but who asks are answered before Flask, which costs more than they do.
+
+By the same table, functions, audit log and problems: what is answered here, Flask would answer so, too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from brokervol.server import Connection
+from sidecar.audit import AuditLog, Telling, who
+from sidecar.errors import STATUS_OF_CODE, problem
+from sidecar.routes import Route
+from sidecar.wire import JSON, PROBLEM, problem_headers
+from storage.exceptions import StorageError
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication
+
+log = structlog.get_logger()
+
+
+class Direct:
+    """An application before another.
+
+    Args:
+        app: answers all other calls of these routes.
+        shared: what all requests share, for the routes' documents.
+    """
+
+    def __init__(self, app: WSGIApplication, shared: Mapping[str, Any], routes: Iterable[Route]) -> None:
+        self._app, self._shared = app, shared
+        self._routes = {route.path: (route, route.document) for route in routes if route.document is not None}
+        self._audit: AuditLog = shared["audit"]
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        found = self._routes.get(environ["PATH_INFO"])
+        if found is None or environ["REQUEST_METHOD"] != "GET" or environ["QUERY_STRING"]:
+            return self._app(environ, start_response)
+        route, document = found
+        connection: Connection = environ["brokervol.connection"]
+        telling = self._telling(route, connection) if route.is_audited else None
+        headers = {"Content-Type": JSON}
+        if telling is not None:
+            headers["X-Request-Id"] = telling.request_id
+        try:
+            status, told_of = 200, document(self._shared, connection)
+        except Exception as error:
+            code, detail = told(error, route.path)
+            status, told_of = STATUS_OF_CODE[code], problem(code, detail)
+            headers |= {"Content-Type": PROBLEM, **problem_headers(code)}
+            if telling is not None:
+                telling.outcome = code
+        body = json.dumps(told_of).encode("ascii")
+        headers["Content-Length"] = str(len(body))
+        start_response(f"{status} {HTTPStatus(status).phrase.upper()}", [*headers.items()])
+        return _Body(body, telling)
+
+    def _telling(self, route: Route, connection: Connection) -> Telling:
+        telling = Telling(self._audit, who(connection), route.operation, None)
+        structlog.contextvars.bind_contextvars(request=telling.request_id)
+        return telling
+
+
+class _Body:
+    """A body that is there, and what is told when it has been sent."""
+
+    def __init__(self, body: bytes, telling: Telling | None) -> None:
+        self._body, self._telling = body, telling
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._body
+
+    def close(self) -> None:
+        if self._telling is not None:
+            self._telling.close()
+
+
+def told(error: Exception, path: str) -> tuple[str, str]:
+    """Code and detail of a failure. What was not foreseen is logged in full and told without its insides."""
+    if isinstance(error, StorageError) and error.code != "internal-error":
+        return error.code, str(error)
+    log.error("request failed unexpectedly", exc_info=error, path=path)
+    return "internal-error", "the sidecar failed; its log says why"
