@@ -2,7 +2,8 @@
 
 A test module says so by `RUNS_INSIDE = "..."`, a shell script that prepares the machine. Its tests are ordinary
 pytest tests: outside, the first of them that is due boots the machine, in which pytest runs all of them, and each
-is reported with what it did there. This module is the plugin for both sides.
+is reported with what it did there. What fixtures need that can only be made outside is made before, as the module
+says by `OUTSIDE = {"fixture": make}`. This module is the plugin for both sides.
 """
 
 from __future__ import annotations
@@ -70,8 +71,10 @@ def _runs_inside(item: pytest.Item) -> bool:
 
 
 def _run(path: Path, items: Sequence[pytest.Item]) -> dict[str, list[pytest.TestReport]]:
-    prepare: Any = getattr(items[0], "module").RUNS_INSIDE  # noqa: B009 (not every item has a module)
-    machine = uml.Machine(f"{prepare}\n{_pytest(path, [item.nodeid for item in items])}\n")
+    module: Any = getattr(items[0], "module")  # noqa: B009 (not every item has one)
+    if failure := _make_outside(module, items):
+        return {item.nodeid: [_lost(item, failure)] for item in items}
+    machine = uml.Machine(f"{module.RUNS_INSIDE}\n{_pytest(path, [item.nodeid for item in items])}\n")
     found: dict[str, list[pytest.TestReport]] = {}
     with machine.ran(_TIMEOUT_S) as out:
         reports = out / _REPORTS
@@ -80,6 +83,17 @@ def _run(path: Path, items: Sequence[pytest.Item]) -> dict[str, list[pytest.Test
             found.setdefault(report.nodeid, []).append(report)
     console = "\n".join(machine.console.splitlines()[-_SHOWN_LINES:])
     return {item.nodeid: found.get(item.nodeid) or [_lost(item, console)] for item in items}
+
+
+def _make_outside(module: Any, items: Sequence[pytest.Item]) -> str:
+    """Make what the fixtures of these tests need; why that failed, or nothing."""
+    for fixture, make in getattr(module, "OUTSIDE", {}).items():
+        if any(fixture in getattr(item, "fixturenames", ()) for item in items):
+            try:
+                make()
+            except Exception as error:  # not of the test run, but of these tests
+                return f"what {fixture} needs cannot be made: {error}"
+    return ""
 
 
 def _pytest(path: Path, nodeids: Sequence[str]) -> str:

@@ -23,8 +23,9 @@ PACKAGES = {**_OF_SYSTEM_TESTS, "e2fsprogs": "mkfs.ext4", "postgresql": "/usr/li
 
 # What the tests' own machine (lab/uml.py) is made of. It is unpacked, not installed: to install a file server
 # would start it, now and at every boot. Its kernel is there for x86-64 only.
-_OF_MACHINE = ("user-mode-linux", "nfs-kernel-server", "nfs-common", "rpcbind", "kmod", "iproute2")
+_OF_MACHINE = ("user-mode-linux", "nfs-kernel-server", "nfs-common", "rpcbind", "kmod", "iproute2", "crun")
 MACHINE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../.cache/machine")
+_LAST_OF_MACHINE = os.path.join(MACHINE, "usr/bin/crun")  # of the package that older machines lack
 
 # When it is installed, Debian's PostgreSQL makes and starts a server, unless told not to. Nobody here needs that.
 _CLUSTERS = "/etc/postgresql-common/createcluster.conf"
@@ -55,7 +56,7 @@ def absence_of_machine() -> str:
         return "needs user-mode Linux, which is for x86-64 only"
     if os.geteuid() != 0:
         return "needs root"
-    return "" if os.path.isdir(MACHINE) else "needs user-mode Linux: `make lab` unpacks it on Debian"
+    return "" if os.path.exists(_LAST_OF_MACHINE) else "needs user-mode Linux: `make lab` unpacks it on Debian"
 
 
 def unpack_machine() -> None:
@@ -74,7 +75,10 @@ def unpack_machine() -> None:
         subprocess.run(unpack, check=True, input=contents)
         os.unlink(package)
     shutil.rmtree(f"{partial}/packages")
+    if os.path.isdir(MACHINE):
+        os.rename(MACHINE, f"{partial}.old")
     os.rename(partial, MACHINE)
+    shutil.rmtree(f"{partial}.old", ignore_errors=True)
 
 
 def _is_there(file: str) -> bool:
@@ -111,7 +115,7 @@ def main(arguments: list[str]) -> int:
         return int(os.geteuid() != 0)
     is_venv = arguments == ["venv"]
     needed = missing() if not is_venv else [] if _has_venv() else ["python3-venv"]
-    is_machine_wanted = not is_venv and os.uname().machine == "x86_64" and not os.path.isdir(MACHINE)
+    is_machine_wanted = not is_venv and os.uname().machine == "x86_64" and not os.path.exists(_LAST_OF_MACHINE)
     if not needed and not is_machine_wanted:
         return 0
     if os.geteuid() != 0 or not _is_there("apt-get"):

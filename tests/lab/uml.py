@@ -48,7 +48,10 @@ mkdir -p .{OUT} run/modules/lib
 ln -s /usr/lib/uml/modules run/modules/lib/modules
 mount -t hostfs none .{OUT} -o @OUT@ || end "nowhere to write to"
 ln -s /usr/bin/kmod run/modprobe
-chroot . /bin/sh -e {OUT}/main
+pivot_root . mnt || end "no new root"  # chroot would not do: who enters a namespace is at the root of its mounts
+cd /
+umount -l mnt
+/bin/sh -e {OUT}/main
 end "exit $?"
 """
 
