@@ -449,7 +449,7 @@ def hang_in(path: str, sent: Callable[[int], bytes], uids: list[int], stack: con
 
     The first gets 12 of its 32 places, the other half of what is left; or each 11, if they come together.
     """
-    asked = [stack.enter_context(Client(path, uid)).send(sent(uid + n)) for uid in uids for n in range(24)]
+    asked = [stack.enter_context(Client(path, uid)).send(sent(100 * uid + n)) for uid in uids for n in range(24)]
     answered = _answered(asked, timeout_s=10, least=24 * len(uids) - HANGING)
     for client in answered:
         assert_problem(client.answer(), 503, "busy")

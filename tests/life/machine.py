@@ -503,7 +503,7 @@ class DriverLife(RuleBasedStateMachine):
         Not so if that is stale; and a token that was made anew, since nobody had it just then, is another.
         """
         name = container.volume
-        is_other = type(self.behind) is InKernel and self.model.kinds[name] == "bucket"
+        is_other = type(self.behind) is InKernel and self.model.kinds.get(name) == "bucket"
         if container.mount_id in self.model.held(name) and not is_other and not self._is_stale(container.shown):
             mountpoint = self.machine.driver.get(name).mountpoint
             assert self.machine.parts.mounter.shown(mountpoint) == [container.shown]

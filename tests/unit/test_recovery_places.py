@@ -42,7 +42,7 @@ class Looks:
         self.goes_on.set()
         monkeypatch.setattr(journal, "recover", self._recover)
 
-    def _recover(self, _catalog: object, _broker: object, _place: object, workspace: str) -> int:
+    def _recover(self, _catalog: object, _broker: object, _place: object, workspace: str, **_: object) -> int:
         self.seen.append(workspace)
         assert self.goes_on.wait(30)
         return self.left
