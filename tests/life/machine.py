@@ -63,11 +63,15 @@ class Reference:
 
 @dataclass
 class Container:
-    """A running container; `shown` is what is mounted in it."""
+    """A running container; `shown` is what is mounted in it.
+
+    Where references were lost a volume can be removed under it, and another one made of the name.
+    """
 
     volume: str
     mount_id: str
     shown: Shown
+    is_of_removed: bool = False
 
 
 @dataclass
@@ -199,6 +203,8 @@ class DriverLife(RuleBasedStateMachine):
             model.references.pop(name, None)
             del model.kinds[name]
             model.disturbed.discard(name)
+            for container in model.containers.values():
+                container.is_of_removed |= container.volume == name
 
     @rule(name=NAMES, fails=st.booleans())
     def mount(self, name: str, fails: bool) -> None:
@@ -502,8 +508,10 @@ class DriverLife(RuleBasedStateMachine):
 
         Not so if that is stale; and a token that was made anew, since nobody had it just then, is another.
         """
+        if container.is_of_removed:
+            return
         name = container.volume
-        is_other = type(self.behind) is InKernel and self.model.kinds.get(name) == "bucket"
+        is_other = type(self.behind) is InKernel and self.model.kinds[name] == "bucket"
         if container.mount_id in self.model.held(name) and not is_other and not self._is_stale(container.shown):
             mountpoint = self.machine.driver.get(name).mountpoint
             assert self.machine.parts.mounter.shown(mountpoint) == [container.shown]
