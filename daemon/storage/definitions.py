@@ -148,18 +148,16 @@ class DefinitionStore:
             AlreadyDefined: volumes of some of the names are there.
             OSError: the backup cannot be written.
         """
-        with self._transaction():
+        with self._changing():
             added = [to_row(definition) for definition in definitions]
             if taken := sorted(name for name, *_ in added if self._find(name) is not None):
                 raise AlreadyDefined(taken)
             self._connection.executemany(_INSERT, added)
-            self._write_backup()
 
     def save(self, *definitions: Definition) -> None:
         """Add the definitions, or replace those of the same names."""
-        with self._transaction():
+        with self._changing():
             self._connection.executemany(_INSERT.replace("INSERT", "INSERT OR REPLACE"), map(to_row, definitions))
-            self._write_backup()
 
     def remove(self, name: str) -> None:
         """Forget the definition; one that is not there is no error. Durable when it returns.
@@ -168,12 +166,7 @@ class DefinitionStore:
         """
         with self._transaction():
             self._connection.execute("DELETE FROM definitions WHERE name = ?", (name,))
-        try:
-            with self._transaction():
-                self._write_backup()
-        except (OSError, sqlite3.Error):
-            with contextlib.suppress(OSError):
-                os.unlink(backup_path(self._path))
+        self._rewrite_backup()
 
     def load(self) -> list[Definition]:
         """Every definition, by name.
@@ -294,6 +287,30 @@ class DefinitionStore:
     def _write_backup(self) -> None:
         """Within a transaction, so that of two processes the later one writes the later state."""
         state_files.write_privately(backup_path(self._path), to_document(_rows(self._connection)))
+
+    def _rewrite_backup(self) -> None:
+        """Without what is not in the table: a start would add that to it."""
+        try:
+            with self._transaction():
+                self._write_backup()
+                self._connection.rollback()  # nothing is changed, and a commit would wait for readers
+        except (OSError, sqlite3.Error):
+            with contextlib.suppress(OSError):
+                os.unlink(backup_path(self._path))
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """What the body adds is in table and backup, or in neither."""
+        is_in_backup = False
+        try:
+            with self._transaction():
+                yield
+                self._write_backup()
+                is_in_backup = True
+        except sqlite3.Error:
+            if is_in_backup:  # and the commit has failed
+                self._rewrite_backup()
+            raise
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -55,6 +56,24 @@ def test_every_change_is_in_the_backup_which_only_root_reads(path: str) -> None:
     with DefinitionStore(path) as store:
         assert not store.is_new
     assert sorted(os.listdir(os.path.dirname(path)))[0] == "definitions.json"
+
+
+def test_what_cannot_be_committed_is_not_in_the_backup(path: str) -> None:
+    """A start would add it. In the middle of a reading nobody can commit."""
+    with DefinitionStore(path) as store, contextlib.closing(sqlite3.connect(path)) as reader:
+        store.add([definition("a"), definition("b")])
+        store._connection.execute("PRAGMA busy_timeout = 10")
+        reading = reader.execute("SELECT name FROM definitions")
+        reading.fetchone()
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            store.add([definition("c")])
+        assert backup(path) == store.load() == [definition("a"), definition("b")]
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            store.save(definition("a", read_only="true"))
+        assert backup(path) == store.load() == [definition("a"), definition("b")]
+        reading.close()
+        store.add([definition("c")])
+        assert backup(path) == store.load()
 
 
 def test_several_are_added_or_none(path: str) -> None:
