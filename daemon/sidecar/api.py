@@ -8,9 +8,10 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from sidecar.audit import AuditLog
-from sidecar.direct import Direct, told
+from sidecar.direct import Direct
 from sidecar.limits import DEFAULTS, Bulkheads, Limits
 from sidecar.openapi import document
+from sidecar.outcomes import told
 from sidecar.routes import ROUTES, add_routes
 from sidecar.wire import close_with_response, problem_answer
 from sidecar.workspaces import Workspaces
@@ -42,7 +43,7 @@ def create_app(
 
 
 def _storage_error(error: StorageError) -> Response:
-    return problem_answer(*told(error, request.path))
+    return problem_answer(*told(error, "request", path=request.path))
 
 
 _CODE_OF_STATUS = {404: "not-found", 405: "method-not-allowed"}
@@ -61,4 +62,4 @@ def _http_error(error: HTTPException) -> Response:
 
 
 def _unexpected_error(error: Exception) -> Response:
-    return problem_answer(*told(error, request.path))
+    return problem_answer(*told(error, "request", path=request.path))

@@ -15,14 +15,12 @@ import structlog
 from brokervol.server import Connection
 from sidecar.audit import AuditLog, Telling, who
 from sidecar.errors import STATUS_OF_CODE, problem
+from sidecar.outcomes import told
 from sidecar.routes import Route
 from sidecar.wire import JSON, PROBLEM, problem_headers
-from storage.exceptions import StorageError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
-
-log = structlog.get_logger()
 
 
 class Direct:
@@ -51,7 +49,7 @@ class Direct:
         try:
             status, told_of = 200, document(self._shared, connection)
         except Exception as error:
-            code, detail = told(error, route.path)
+            code, detail = told(error, "request", path=route.path)
             status, told_of = STATUS_OF_CODE[code], problem(code, detail)
             headers |= {"Content-Type": PROBLEM, **problem_headers(code)}
             if telling is not None:
@@ -79,11 +77,3 @@ class _Body:
     def close(self) -> None:
         if self._telling is not None:
             self._telling.close()
-
-
-def told(error: Exception, path: str) -> tuple[str, str]:
-    """Code and detail of a failure. What was not foreseen is logged in full and told without its insides."""
-    if isinstance(error, StorageError) and error.code != "internal-error":
-        return error.code, str(error)
-    log.error("request failed unexpectedly", exc_info=error, path=path)
-    return "internal-error", "the sidecar failed; its log says why"

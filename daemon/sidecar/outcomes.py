@@ -58,9 +58,9 @@ def record(file: ScaleFile) -> answers.Record:
     }
 
 
-def told(error: Exception) -> tuple[str, str]:
+def told(error: Exception, what: str = "operation", **facts: str) -> tuple[str, str]:
     """Code and detail of a failure. What was not foreseen is logged in full and told without its insides."""
     if isinstance(error, StorageError) and error.code in STATUS_OF_CODE and error.code != "internal-error":
         return error.code, str(error)
-    log.error("operation failed unexpectedly", exc_info=error)
+    log.error(f"{what} failed unexpectedly", exc_info=error, **facts)
     return "internal-error", "the sidecar failed; its log says why"
