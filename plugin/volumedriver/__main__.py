@@ -49,7 +49,6 @@ log = structlog.get_logger()
 _LONGEST_S = 86400
 _LISTENER_ENDS_S, _LISTENER_POLL_S = 1.0, 0.05
 
-# Only the engine calls. It keeps connections open for reuse, and forgets a volume when a Get is refused.
 # The flag, its environment variable, the default, and what --help says.
 _OPTIONS = (
     ("--socket", "BROKERVOL_SOCKET", "/run/docker/plugins/brokervol.sock", "the socket to listen on"),
@@ -95,6 +94,7 @@ _OPTIONS = (
     ("--log-level", "LOG_LEVEL", "info", "debug, info, warning or error"),
 )
 
+# Only the engine calls. It keeps connections open for reuse, and forgets a volume when a Get is refused.
 # Threads are made on demand; that there are twice as many as mounts may wait for NFS servers of which nobody knows
 # whether they are well leaves room for all other calls.
 _LIMITS = Limits(requests=2 * MOST_DOUBTFUL, wait_s=3600, idle_s=3600)
@@ -159,7 +159,7 @@ def _serve(options: argparse.Namespace) -> None:
         stack.callback(timer.stop)
         timer.start()
         status = Status(driver, servers, workers, root)
-        server.wsgi_app = create_app(driver, servers, status, Metrics(status))
+        server.wsgi_app = create_app(driver, status, Metrics(status))
         log.info("serving", volumes=len(driver.list()), root=root, hostfs=options.hostfs)
         server.run()
         log.info("stopped")

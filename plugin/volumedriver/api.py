@@ -20,11 +20,10 @@ from storage import linux
 from volumedriver.driver import Driver
 from volumedriver.engines import Engine, engine_of
 from volumedriver.errors import STATUS, DriverError, InvalidRequest
-from volumedriver.health import ServerHealth, State
+from volumedriver.health import State
 from volumedriver.metrics import CONTENT_TYPE, Metrics
-from volumedriver.nfs_servers import Servers
 from volumedriver.options import NfsOptions
-from volumedriver.status import Status
+from volumedriver.status import Health, Status
 from volumedriver.volume import Volume
 
 log = structlog.get_logger()
@@ -39,14 +38,12 @@ Body = dict[str, Any]
 Call = Callable[[], Body]
 
 
-def create_app(driver: Driver, servers: Servers, status: Status, metrics: Metrics) -> Flask:
-    """The WSGI application that serves `driver`, tells what is known of NFS `servers` and its `status`, and counts
-    calls in `metrics`.
-    """
+def create_app(driver: Driver, status: Status, metrics: Metrics) -> Flask:
+    """The WSGI application that serves `driver`, tells its `status`, and counts calls in `metrics`."""
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
-    calls = _Calls(driver, servers)
+    calls = _Calls(driver, status)
     for path, call in calls.table().items():
         app.add_url_rule(
             path, endpoint=path, view_func=_answering(call), methods=["POST"], provide_automatic_options=False
@@ -94,9 +91,9 @@ def _count(app: Flask, metrics: Metrics, calls: Mapping[str, str]) -> None:
 class _Calls:
     """One method a call: reads the fields, asks the driver, names the result."""
 
-    def __init__(self, driver: Driver, servers: Servers) -> None:
+    def __init__(self, driver: Driver, status: Status) -> None:
         self._driver = driver
-        self._servers = servers
+        self._status = status
 
     def table(self) -> dict[str, Call]:
         return {
@@ -152,7 +149,7 @@ class _Calls:
     def _described(self, volume: Volume) -> Body:
         status: Body = {**volume.options.effective, "references": sum(volume.references.values())}
         if isinstance(volume.options, NfsOptions):
-            status |= _health(volume.stale, self._servers.health(volume.options))
+            status |= _health(self._status.health(volume))
         return {
             "Name": volume.name,
             "Mountpoint": _mountpoint(volume),
@@ -161,14 +158,12 @@ class _Calls:
         }
 
 
-def _health(stale: str, server: ServerHealth | None) -> Body:
-    """How an NFS volume does, in a word, and why."""
-    if stale:
-        return {"health": "stale", "health_reason": stale}
-    if server is None:
+def _health(found: Health | None) -> Body:
+    """How an NFS volume does."""
+    if found is None:
         return {"health": State.UNKNOWN, "health_reason": "no volume of this server is mounted"}
-    since = f" since {server.since:%Y-%m-%dT%H:%M:%SZ}" if server.state is State.UNREACHABLE else ""
-    return {"health": server.state + since, "health_reason": server.reason}
+    since = f" since {found.since:%Y-%m-%dT%H:%M:%SZ}" if found.since is not None else ""
+    return {"health": found.word + since, "health_reason": found.reason}
 
 
 def _mountpoint(volume: Volume) -> str:

@@ -120,7 +120,7 @@ def _volumes(told: Told) -> Iterator[Metric]:
             family.add_metric([kind], count)
         yield family
     unhealthy = _gauge("volumes_unhealthy", "Volumes that do not work, by what is wrong.", "health")
-    words = Tally(word for word, _ in told.health.values())
+    words = Tally(health.word for health in told.health.values())
     for word in BAD:
         unhealthy.add_metric([word], words[word])
     yield unhealthy

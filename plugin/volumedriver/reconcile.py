@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
@@ -29,6 +29,7 @@ from volumedriver.driver import Driver, Parts
 from volumedriver.errors import DriverError, VolumeBusy
 from volumedriver.holders import Held, Wanted
 from volumedriver.lanes import BackOff, Lanes
+from volumedriver.nfs_servers import Service
 from volumedriver.options import NfsOptions
 from volumedriver.volume import Volume
 
@@ -173,16 +174,13 @@ class Reconciler:
                 _survive(self._driver.forget, *reference, reason)
 
 
-def _server(volume: Volume) -> Hashable:
+def _server(volume: Volume) -> Service | None:
     """What the volume waits for when that is dead; None where it is this host."""
-    options = volume.options
-    if not isinstance(options, NfsOptions):
-        return None
-    return options.place.server, options.mount_options.number("port")
+    return Service.of(volume.options) if isinstance(volume.options, NfsOptions) else None
 
 
-def _by_server(names: Iterable[str], servers: Mapping[str, Hashable]) -> dict[Hashable, list[str]]:
-    found: dict[Hashable, list[str]] = {}
+def _by_server(names: Iterable[str], servers: Mapping[str, Service]) -> dict[Service, list[str]]:
+    found: dict[Service, list[str]] = {}
     for name in names:
         found.setdefault(servers[name], []).append(name)
     return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from brokervol import __version__
@@ -23,16 +24,20 @@ BAD = (STALE, State.UNREACHABLE.value, UNUSABLE)
 """What a volume's health is if containers cannot work with it."""
 
 
-class Told(NamedTuple):
-    """One moment.
+class Health(NamedTuple):
+    """How a volume does, in a word, and why, in a clause. `since` is told of those whose server is unreachable."""
 
-    Attributes:
-        health: of each volume whose health is known, by name: a word, and the reason in a clause.
-    """
+    word: str
+    reason: str
+    since: datetime | None = None
+
+
+class Told(NamedTuple):
+    """One moment. `health` is that of each volume of which it is known, by name."""
 
     volumes: list[Volume]
     servers: list[ServerHealth]
-    health: Mapping[str, tuple[str, str]]
+    health: Mapping[str, Health]
 
 
 class Status:
@@ -48,7 +53,7 @@ class Status:
     def told(self) -> Told:
         """What is known now."""
         volumes = self._driver.list()
-        health = {volume.name: found for volume in volumes if (found := self._health(volume)) is not None}
+        health = {volume.name: found for volume in volumes if (found := self.health(volume)) is not None}
         return Told(volumes, self._servers.report(), health)
 
     def workers(self) -> Mapping[str, int]:
@@ -65,18 +70,20 @@ class Status:
             "started": self._started.isoformat(),
             "uptime_s": round((utc_now() - self._started).total_seconds(), 3),
             "workers": dict(self.workers()),
-            "volumes": [_described(volume, *told.health.get(volume.name, (None, ""))) for volume in told.volumes],
+            "volumes": [_described(volume, told.health.get(volume.name)) for volume in told.volumes],
             "nfs_servers": [_server(server) for server in told.servers],
             "problems": [*_problems(told)],
         }
 
-    def _health(self, volume: Volume) -> tuple[str, str] | None:
+    def health(self, volume: Volume) -> Health | None:
+        """How the volume does; None where that is not known."""
         if isinstance(volume.options, UnusableOptions):
-            return UNUSABLE, volume.options.problem
+            return Health(UNUSABLE, volume.options.problem)
         if volume.stale:
-            return STALE, volume.stale
+            return Health(STALE, volume.stale)
         if isinstance(volume.options, NfsOptions) and (server := self._servers.health(volume.options)):
-            return server.state.value, server.reason
+            since = server.since if server.state is State.UNREACHABLE else None
+            return Health(server.state.value, server.reason, since)
         return None
 
 
@@ -89,15 +96,15 @@ def source(options: Mapping[str, str]) -> str:
 
 def _problems(told: Told) -> Iterator[dict[str, str]]:
     """What keeps containers from their files. Of a server it is told once, not for each of its volumes."""
-    for name, (word, reason) in told.health.items():
-        if word in (STALE, UNUSABLE):
-            yield {"subject": f"volume {name}", "health": word, "reason": reason}
+    for name, health in told.health.items():
+        if health.word in (STALE, UNUSABLE):
+            yield {"subject": f"volume {name}", "health": health.word, "reason": health.reason}
     for server in told.servers:
         if server.state is State.UNREACHABLE:
             yield {"subject": f"NFS server {server.server}", "health": server.state.value, "reason": server.reason}
 
 
-def _described(volume: Volume, health: str | None, reason: str) -> dict[str, Any]:
+def _described(volume: Volume, health: Health | None) -> dict[str, Any]:
     options = volume.options.effective
     return {
         "name": volume.name,
@@ -110,8 +117,8 @@ def _described(volume: Volume, health: str | None, reason: str) -> dict[str, Any
         "references": [{"id": mount_id, "count": count} for mount_id, count in volume.references.items()],
         "shown": volume.shown._asdict() if volume.shown is not None else None,
         "host_path": volume.options.host_path,
-        "health": health,
-        "reason": reason,
+        "health": health.word if health is not None else None,
+        "reason": health.reason if health is not None else "",
     }
 
 

@@ -61,9 +61,8 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 @pytest.fixture
 def client(machine: Machine) -> FlaskClient:
-    servers = KnownServers()
-    status = Status(machine.driver, servers, Workers(), str(machine.root))
-    return create_app(machine.driver, servers, status, Metrics(status)).test_client()
+    status = Status(machine.driver, KnownServers(), Workers(), str(machine.root))
+    return create_app(machine.driver, status, Metrics(status)).test_client()
 
 
 def values(client: FlaskClient) -> dict[str, float]:

@@ -7,18 +7,21 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from volumedriver import nfs
 from volumedriver.api import _health
+from volumedriver.driver import Driver
 from volumedriver.errors import DriverError, InvalidVolume, MountFailed, NfsServerRefused, NfsUnavailable
 from volumedriver.health import ServerHealth, State
 from volumedriver.nfs import NfsMounts, NfsSource
 from volumedriver.nfs_mount import Request
 from volumedriver.nfs_servers import Servers
 from volumedriver.options import NfsOptions, parse
+from volumedriver.status import Status
+from volumedriver.volume import Volume
 from volumedriver.workers import NoAnswer, NoWorker, Workers
 
 Facts = Mapping[str, Any]
@@ -320,12 +323,24 @@ def test_a_probe(outcome: Facts | Exception, state: State) -> None:
         assert (health.round_trip_ms, health.retransmits) == (1.0, None)
 
 
+def health(server: ServerHealth | None, stale: str = "") -> Mapping[str, Any]:
+    """What is told of a volume of the server."""
+
+    class Known(Servers):
+        def health(self, options: NfsOptions) -> ServerHealth | None:
+            del options
+            return server
+
+    volume = Volume("data", source().options, datetime(2026, 1, 1, tzinfo=UTC), "/mnt", stale=stale)
+    return _health(Status(cast("Driver", None), Known(), Workers(), "").health(volume))
+
+
 def test_how_a_volume_does() -> None:
     server = ServerHealth(
         "nas", State.HEALTHY, datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC), "", 1.0, 0, is_open=False
     )
     gone = server._replace(state=State.UNREACHABLE, reason="it is down")
-    told = [_health("", server), _health("", gone), _health("pid 7 has it", server), _health("", None)]
+    told = [health(server), health(gone), health(server, "pid 7 has it"), health(None)]
     assert [each["health"] for each in told] == [
         "healthy",
         "unreachable since 2026-05-04T03:02:01Z",
