@@ -167,11 +167,14 @@ def test_nothing_is_touched_without_a_catalog(place: Place) -> None:
     assert os.listdir(place.workspace) == []
 
 
-def test_files_are_whole_when_the_catalog_fails(place: Place) -> None:
-    class Failing(Catalog):
-        def finish(self, files: Sequence[ScaleFile], *_: object) -> None:
-            raise BackendUnavailable(f"the database is gone for {len(files)}")
+class Failing(Catalog):
+    """It takes down what is begun, and nothing of what came of it."""
 
+    def finish(self, files: Sequence[ScaleFile], *_: object) -> None:
+        raise BackendUnavailable(f"the database is gone for {len(files)}")
+
+
+def test_files_are_whole_when_the_catalog_fails(place: Place) -> None:
     use_catalog(failing := Failing(place.database))
     failing.upgrade()
     with pytest.raises(BackendUnavailable, match="the database is gone"):
@@ -226,10 +229,6 @@ def test_a_broker_tells_what_became_of_each_item(place: Place, records: Catalog)
 
 
 def test_what_is_in_place_and_not_recorded_has_failed(place: Place) -> None:
-    class Failing(Catalog):
-        def finish(self, files: Sequence[ScaleFile], *_: object) -> None:
-            raise BackendUnavailable(f"the database is gone for {len(files)}")
-
     use_catalog(failing := Failing(place.database))
     failing.upgrade()
     files = [ScaleFile(file_path=path) for path in ("a", "b")]

@@ -21,7 +21,7 @@ from docker import DockerClient
 import build
 from lab.images import USER
 from lab.inner_engine import IMAGE, InnerEngine, inner_engine
-from lab.nas import PREPARE, Nas
+from lab.nas import PREPARE, Nas, started_nas
 from lab.nfs_driver import Driver, exported, running_driver
 from lab.processes import Running, running, wait_until
 from lab.sidecar import thread_identities
@@ -101,10 +101,8 @@ class Volume:
 
 @pytest.fixture(scope="module")
 def nas() -> Iterator[Nas]:
-    server = Nas()
-    server.start()
-    yield server
-    server.stop()
+    with started_nas() as server:
+        yield server
 
 
 @contextlib.contextmanager
