@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from storage import linux
 from volumedriver.holders import Namespaces, Wanted
 from volumedriver.volume import Shown
 
 _ENGINE_TIMEOUT_S = 5
-_CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 
 
 class Holder(NamedTuple):
@@ -87,9 +86,7 @@ def of_kernel(volumes: Iterable[Mapping[str, Any]], proc: str = "/proc") -> Hold
 
 def _container_id(proc: str, pid: int) -> str | None:
     """As its cgroup tells it: the innermost one that is called like a container."""
-    try:
-        with open(os.path.join(proc, str(pid), "cgroup"), encoding="utf-8") as file:
-            ids = _CONTAINER_ID.findall(file.read())
-    except OSError:  # the process has ended
-        return None
-    return ids[-1] if ids else None
+    with contextlib.suppress(OSError):  # the process has ended
+        if found := linux.containers_of(f"{proc}/{pid}"):
+            return found[-1]
+    return None

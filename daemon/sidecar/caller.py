@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import select
 import socket
 import threading
@@ -42,9 +41,6 @@ EXIT_IDENTITY_LOST = 70
 
 # Whose identity a thread has taken.
 _thread = threading.local()
-
-# How the engine names a container's control group, whichever the driver: `/docker/ID`, `docker-ID.scope`.
-_CONTAINER_ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
 class CallerGone(PermissionDenied):
@@ -134,8 +130,7 @@ class Caller:
 
     def _container(self) -> str | None:
         try:
-            with open(f"/proc/self/fd/{self._proc}/cgroup", encoding="utf-8", errors="replace") as groups:
-                found = _CONTAINER_ID.search(groups.read())
+            found = linux.containers_of(f"/proc/self/fd/{self._proc}")
         except OSError as error:
             raise CallerGone("the calling process has exited") from error
         return found[0] if found else None

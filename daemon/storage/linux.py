@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import resource
 import signal
 import socket
@@ -28,6 +29,9 @@ _SYS_OPENAT2 = 437
 
 # openat2 answers EAGAIN when a rename raced with the resolution of `..`: the manual asks for a retry.
 _OPENAT2_ATTEMPTS = 64
+
+# How engines name a container's control group, whichever the driver: `/docker/ID`, `docker-ID.scope`.
+_CONTAINER_ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -348,6 +352,21 @@ def set_thread_groups(groups: Sequence[int]) -> None:
 _SO_PEERGROUPS = 59  # asm-generic/socket.h
 _MOST_GROUPS = 65536  # NGROUPS_MAX
 _MANY_GROUPS = 256
+
+
+def containers_of(process: str) -> list[str]:
+    """The ids of the containers that a process is in, by its control groups, the outermost first.
+
+    Only the outermost is the engine's word: what is below a container's own group is for it to name.
+
+    Args:
+        process: `/proc/<pid>`, or a path of a descriptor of that.
+
+    Raises:
+        OSError: the process is gone.
+    """
+    with open(f"{process}/cgroup", encoding="utf-8", errors="replace") as groups:
+        return _CONTAINER_ID.findall(groups.read())
 
 
 def peer_credentials(connected: socket.socket) -> tuple[int, int, int]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
 import structlog
 
+from storage import linux
 from volumedriver.holders import Hold
 from volumedriver.volume import Volume
 
 log = structlog.get_logger()
 
-_CONTAINER_ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _SHOWN_ID_LENGTH = 12
 _MOST_SHOWN = 5
 
@@ -21,7 +21,7 @@ _MOST_SHOWN = 5
 def noted(volume: Volume, holds: Sequence[Hold], proc: str = "/proc") -> Volume:
     """The volume with `stale` as it is for those who hold it so. What is new is told in the log."""
     pids = sorted({hold.pid for hold in holds})
-    containers = {pid: container for pid in pids if (container := container_of(pid, proc))}
+    containers = {pid: container for pid in pids if (container := _container_of(pid, proc))}
     sentence = _sentence(pids, containers)
     if sentence and sentence != volume.stale:
         ids = sorted({*containers.values()})
@@ -31,14 +31,12 @@ def noted(volume: Volume, holds: Sequence[Hold], proc: str = "/proc") -> Volume:
     return replace(volume, stale=sentence)
 
 
-def container_of(pid: int, proc: str = "/proc") -> str | None:
+def _container_of(pid: int, proc: str = "/proc") -> str | None:
     """The id of the container that the process is in, by its control groups; None if in none, or ended."""
-    try:
-        with open(f"{proc}/{pid}/cgroup", encoding="utf-8", errors="replace") as groups:
-            found = _CONTAINER_ID.search(groups.read())
-    except OSError:
-        return None
-    return found[0] if found else None
+    with contextlib.suppress(OSError):
+        if found := linux.containers_of(f"{proc}/{pid}"):
+            return found[0]
+    return None
 
 
 def _sentence(pids: Sequence[int], containers: dict[int, str]) -> str:
