@@ -19,7 +19,7 @@ from urllib.parse import quote
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import Connection, Engine, TextClause, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from lab import postgres
@@ -96,8 +96,13 @@ def wait_until_blocked(by: Connection, watching: Engine) -> None:
         return
     query = text("SELECT count(*) FROM pg_stat_activity WHERE :pid = ANY(pg_blocking_pids(pid))")
     pid = by.execute(text("SELECT pg_backend_pid()")).scalar()
-    with watching.connect() as connection:
-        wait_until(lambda: bool(connection.execute(query, {"pid": pid}).scalar()), "a writer that waits")
+    wait_for_activity(watching, query.bindparams(pid=pid), "a writer that waits")
+
+
+def wait_for_activity(engine: Engine, query: TextClause, what: str) -> None:
+    """Each look in a transaction of its own: within one the server goes on showing what the first look saw."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as watching:
+        wait_until(lambda: bool(watching.execute(query).scalar()), what)
 
 
 # Several writers
@@ -150,12 +155,11 @@ def test_catalogs_that_are_opened_at_once_make_the_tables_once(catalog_url: str)
             assert blocked.wait(60)
             with begun(opened[1].upgrade) as second:
                 if engine.dialect.name == "postgresql":
-                    with engine.connect() as watching:
-                        waiting = text(
-                            "SELECT count(*) FROM pg_stat_activity"
-                            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-                        )
-                        wait_until(lambda: bool(watching.execute(waiting).scalar()), "the second")
+                    waiting = text(
+                        "SELECT count(*) FROM pg_stat_activity"
+                        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                    )
+                    wait_for_activity(engine, waiting, "the second")
                 goes_on.set()
     finally:
         event.remove(Engine, "before_cursor_execute", pause)
