@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from lab import prometheus
 from lab.namespaces import Host
 from lab.processes import wait_until
 from lab.unix_http import request
@@ -55,8 +56,7 @@ def status(driver: VolumeDriver) -> dict[str, Any]:
 def metrics(driver: VolumeDriver) -> dict[str, float]:
     answer = request(driver.process.socket_path, "GET", "/metrics")
     assert answer.status == 200
-    lines = [line for line in answer.body.decode().splitlines() if not line.startswith("#")]
-    return {series: float(value) for series, _, value in (line.rpartition(" ") for line in lines)}
+    return prometheus.values(answer.body.decode())
 
 
 def test_the_status_names_the_processes_that_hold_a_volume(driver: VolumeDriver) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from lab import prometheus
 from lab.memory_driver import Machine
 from storage.definitions import Definition, utc_now
 from volumedriver.api import create_app
@@ -66,12 +67,10 @@ def client(machine: Machine) -> FlaskClient:
 
 
 def values(client: FlaskClient) -> dict[str, float]:
-    """Every series by its name and labels, as the text has it."""
     answer = client.get("/metrics")
     assert answer.status_code == 200
     assert answer.content_type.startswith("text/plain; version=")
-    lines = [line for line in answer.text.splitlines() if not line.startswith("#")]
-    return {series: float(value) for series, _, value in (line.rpartition(" ") for line in lines)}
+    return prometheus.values(answer.text)
 
 
 def test_what_is_known_is_told(client: FlaskClient) -> None:
