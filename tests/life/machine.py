@@ -65,13 +65,14 @@ class Reference:
 class Container:
     """A running container; `shown` is what is mounted in it.
 
-    Where references were lost a volume can be removed under it, and another one made of the name.
+    Where references were lost, its volume can be removed under it and another one made of the name, and a token
+    that was not mounted just then is known to nobody: what the container has `is_unknown` to the driver.
     """
 
     volume: str
     mount_id: str
     shown: Shown
-    is_of_removed: bool = False
+    is_unknown: bool = False
 
 
 @dataclass
@@ -204,7 +205,7 @@ class DriverLife(RuleBasedStateMachine):
             del model.kinds[name]
             model.disturbed.discard(name)
             for container in model.containers.values():
-                container.is_of_removed |= container.volume == name
+                container.is_unknown |= container.volume == name
 
     @rule(name=NAMES, fails=st.booleans())
     def mount(self, name: str, fails: bool) -> None:
@@ -323,6 +324,8 @@ class DriverLife(RuleBasedStateMachine):
             layers = mounter.shown(self.machine.driver.get(name).mountpoint)
             if layers and self._is_in_container(layers[-1]):
                 kept[name] = {LOST_ID: Reference(1, NOBODY, self.machine.now + GRACE_S)}
+        for container in model.containers.values():
+            container.is_unknown |= model.kinds.get(container.volume) == "bucket" and container.volume not in kept
         self.machine.start()
         model.references = kept
         model.disturbed &= kept.keys()
@@ -508,7 +511,7 @@ class DriverLife(RuleBasedStateMachine):
 
         Not so if that is stale; and a token that was made anew, since nobody had it just then, is another.
         """
-        if container.is_of_removed:
+        if container.is_unknown:
             return
         name = container.volume
         is_other = type(self.behind) is InKernel and self.model.kinds[name] == "bucket"
