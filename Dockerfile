@@ -36,17 +36,27 @@ RUN set -eu; \
     cd usr/local/lib/python3.11/dist-packages; \
     find boto3/data -mindepth 1 -maxdepth 1 -type d ! -name s3 -exec rm -r {} +; \
     rm -r alembic/testing cheroot/test obstore-*.dist-info/sboms sqlalchemy/testing
-# Bytecode is never checked against its source: nothing here changes, and start-up saves a stat per module.
+# Bytecode is never checked against its source: nothing here changes, and start-up saves a stat per module. Made by
+# one process with one seed, it is the same at each build.
 RUN set -eu; \
     mkdir -p usr/lib64; \
     find usr -name '*.so' | xargs ldd /usr/bin/python3.11 | sed -n 's/.*[[:space:]]\(\/[^ ]*\) (0x.*/\1/p' | sort -u \
         | grep -v ^/root-fs/ | xargs cp -L --parents -t .; \
-    chroot . /usr/bin/python3 -c 'import ctypes, msgspec, psycopg, pyroute2, sqlite3, ssl; \
+    chroot . /usr/bin/python3 -B -c 'import ctypes, msgspec, psycopg, pyroute2, sqlite3, ssl; \
         import boto3, obstore.store; boto3.client("s3", "x"); obstore.store.S3Store("b", region="x")'; \
-    python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash -s /root-fs -p / usr
+    PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash -s /root-fs -p / usr
+# What of Debian is in here, for the list of what the plugin consists of. A merged /usr has two names for each file.
+RUN set -eu; \
+    mkdir -p usr/share/brokervol; \
+    find usr/bin usr/lib* -type f ! -path '*/dist-packages/*' ! -name '*.pyc' | sed 'p; s/^usr//; t; d' | sed 's|^usr|/usr|' \
+        | xargs dpkg-query -S 2>/dev/null | sed 's/: .*//; s/, /\n/g' | sort -u \
+        | xargs dpkg-query -W -f '${Package} ${Version} ${Architecture}\n' > usr/share/brokervol/debian-packages
 COPY brokervol usr/local/lib/python3.11/dist-packages
-RUN rm -r usr/local/lib/python3.11/dist-packages/storage/testing; \
-    python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash -s /root-fs -p / usr/local/lib/python3.11/dist-packages
+RUN set -eu; \
+    cd usr/local/lib/python3.11/dist-packages; \
+    rm -r storage/testing; \
+    PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash -s /root-fs -p / \
+        "$PWD/brokervol" "$PWD/sidecar" "$PWD/storage" "$PWD/volumedriver"
 
 FROM scratch
 COPY --from=root /root-fs /

@@ -7,7 +7,7 @@ ARGS ?=
 STEPS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo bench bench-quick fuzz soak plugin install check root lab clean
+.PHONY: help test demo bench bench-quick fuzz soak plugin install release lock check root lab clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,14 @@ plugin: $(READY) ## build the managed plugin and create it in this machine's eng
 
 install: $(READY) ## the same, and enable it (ARGS='--set ALLOWED_HOST_PATHS=/data')
 	$(BIN)/python plugin/build.py --install $(ARGS)
+
+release: $(READY) ## wheel, plugin and checksums in dist, the same bytes each time (ARGS: see plugin/release.py)
+	$(BIN)/python plugin/release.py $(ARGS)
+
+lock: $(READY) ## take the newest dependencies that pyproject.toml accepts into plugin/requirements.lock
+	$(BIN)/pip-compile --quiet --upgrade --extra postgresql --generate-hashes --strip-extras --allow-unsafe \
+	    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --annotation-style line \
+	    --output-file plugin/requirements.lock pyproject.toml
 
 check: $(READY) ## ruff and mypy
 	$(BIN)/ruff check

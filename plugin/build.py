@@ -22,7 +22,6 @@ import sys
 import tarfile
 import tempfile
 import time
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -35,11 +34,14 @@ from docker.models.plugins import Plugin
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "plugin"
 CACHE = ROOT / ".cache"
+LOCK = ROOT / "plugin" / "requirements.lock"  # made from pyproject.toml by `make lock`
 BASE = "brokervol-base"
 PULLED_BASE = "debian:12-slim"
 PYTHON = "3.11"  # bookworm's
 PULL_SILENCE_S = 15
 ENABLE_TIMEOUT_S = 30
+# The time of every file that is built, so that what is built twice is the same: as old as a zip file can say.
+EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
 # Wheels that glibc 2.36 (bookworm's) can load. pip knows no "this and older", so the tags in use are named.
 WHEEL_TAGS = ("manylinux_2_34", "manylinux_2_31", "manylinux_2_28", "manylinux_2_17", "manylinux2014")
 
@@ -64,7 +66,14 @@ def step(title: str) -> Iterator[None]:
 def run(what: str, command: list[str]) -> None:
     """Run a command; its output is shown only if it fails."""
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            env=os.environ | {"SOURCE_DATE_EPOCH": str(EPOCH)},
+        )
     except FileNotFoundError as error:
         raise BuildFailed(f"{what}: {command[0]} is not installed; `make lab` installs it") from error
     if done.returncode != 0:
@@ -164,13 +173,6 @@ def sources() -> list[Path]:
     return sorted(files)
 
 
-def dependencies() -> list[str]:
-    """What pyproject.toml says the packages need, with what the plugin offers beside."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed: list[str] = project["dependencies"] + project["optional-dependencies"]["postgresql"]
-    return needed
-
-
 def pip(what: str, *arguments: str) -> None:
     run(what, [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments])
 
@@ -189,27 +191,34 @@ def install(what: str, target: Path, *arguments: str) -> None:
 
 
 def install_dependencies(target: Path) -> None:
-    """Fill `target`, unless it was filled from the same list before."""
+    """Fill `target` with what LOCK names, each by its digest, unless it was filled from the same list before."""
     stamp = target.with_suffix(".stamp")
-    wanted = "\n".join((*dependencies(), PYTHON, platform.machine(), ""))
+    wanted = "\n".join((LOCK.read_text(), PYTHON, platform.machine(), ""))
     if stamp.exists() and stamp.read_text() == wanted:
         return
     stamp.unlink(missing_ok=True)
-    install("dependencies", target, *dependencies())
+    install("dependencies", target, "--no-deps", "--require-hashes", f"--requirement={LOCK}")
     stamp.write_text(wanted)
 
 
-def install_brokervol(target: Path) -> None:
-    """Fill `target` from a wheel of this tree, made in a copy: setuptools litters, and keeps deleted modules."""
+def make_wheel(directory: Path) -> Path:
+    """A wheel of this tree in `directory`, made in a copy: setuptools litters, and keeps deleted modules."""
     with tempfile.TemporaryDirectory(prefix="brokervol-build-") as temporary:
-        copy = Path(temporary, "copy")
         for path in sources():
-            place = copy / path.relative_to(ROOT)
+            place = Path(temporary, path.relative_to(ROOT))
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, place)
-        pip("wheel", "wheel", "--no-deps", f"--wheel-dir={temporary}", str(copy))
-        wheel = next(Path(temporary).glob("brokervol-*.whl"))
-        install("wheel", target, "--no-deps", str(wheel))
+            place.write_bytes(path.read_bytes())
+            place.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)  # whatever this user's umask
+        pip("wheel", "wheel", "--no-deps", f"--wheel-dir={directory}", temporary)
+    return next(directory.glob("brokervol-*.whl"))
+
+
+def install_brokervol(target: Path) -> None:
+    """Fill `target` from a wheel of this tree."""
+    with tempfile.TemporaryDirectory(prefix="brokervol-wheel-") as temporary:
+        make_wheel(Path(temporary))
+        # By name: of a file that is named pip would note the path, another one at each build.
+        install("wheel", target, "--no-deps", "--no-index", f"--find-links={temporary}", "brokervol")
 
 
 # The plugin's archive
@@ -261,16 +270,18 @@ def export(engine: docker.DockerClient, image: str, target: IO[bytes]) -> None:
 
 
 def pack(root_fs: IO[bytes], key: str, archive: Path) -> None:
-    """Write the plugin as the engine takes it: config.json beside rootfs/."""
+    """Write the plugin as the engine takes it: config.json beside rootfs/. The same files give the same bytes."""
     root_fs.seek(0)
     unfinished = archive.with_suffix(f".{os.getpid()}")
-    with tarfile.open(fileobj=root_fs) as old, tarfile.open(unfinished, "w") as new:
+    with tarfile.open(fileobj=root_fs) as old, tarfile.open(unfinished, "w", format=tarfile.PAX_FORMAT) as new:
         content = config(key)
         entry = tarfile.TarInfo("config.json")
-        entry.size = len(content)
+        entry.size, entry.mtime = len(content), EPOCH
         new.addfile(entry, io.BytesIO(content))
-        for member in old:
+        # Hard links last: what they link to must have come before.
+        for member in sorted(old, key=lambda member: (member.islnk(), member.name)):
             member.name = f"rootfs/{member.name}"
+            member.mtime, member.pax_headers = EPOCH, {}
             if member.islnk():
                 member.linkname = f"rootfs/{member.linkname}"
             new.addfile(member, old.extractfile(member) if member.isreg() else None)
@@ -405,26 +416,30 @@ def connect(url: str | None) -> docker.DockerClient:
         ) from error
 
 
-def main() -> int:
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """End the program with a sentence where there is one to tell, and with 1."""
+    try:
+        yield
+    except BuildFailed as error:
+        sys.exit(f"{sys.argv[0]}: {error}")
+    except APIError as error:
+        sys.exit(f"{sys.argv[0]}: the engine answered: {error.explanation or error}")
+    except (DockerException, requests.RequestException) as error:
+        sys.exit(f"{sys.argv[0]}: the engine failed: {error}")
+
+
+def main() -> None:
     given = arguments()
     settings = dict(given.settings)
-    try:
+    with told():
         engine = connect(given.engine)
         plugin = create(engine, given.name, build(engine, given.base))
         if given.install:
             enable(plugin, settings)
         elif settings:
             configure(plugin, settings)
-    except BuildFailed as error:
-        print(f"build.py: {error}", file=sys.stderr)
-    except APIError as error:
-        print(f"build.py: the engine answered: {error.explanation or error}", file=sys.stderr)
-    except (DockerException, requests.RequestException) as error:
-        print(f"build.py: the engine failed: {error}", file=sys.stderr)
-    else:
-        return 0
-    return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
