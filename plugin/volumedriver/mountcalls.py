@@ -21,6 +21,7 @@ PRIVATE, SLAVE = 1 << 18, 1 << 19
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
 _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
 _SYS_UMOUNT2 = {"x86_64": 166, "aarch64": 39}.get(os.uname().machine)
+_SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}.get(os.uname().machine)
 
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x04, 0x40
@@ -114,6 +115,23 @@ def enter(namespace_fd: int) -> None:
     if _libc.setns(ctypes.c_int(namespace_fd), ctypes.c_int(_CLONE_NEWNS)) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), "setns")
+
+
+def leave_namespace() -> None:
+    """Give this process, which must have one thread only, a copy of its mount namespace."""
+    if _libc.unshare(ctypes.c_int(_CLONE_NEWNS)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), "unshare")
+
+
+def make_root(tree_fd: int) -> None:
+    """Make `tree_fd`, which is mounted on `/`, this mount namespace's root, and detach all the rest."""
+    if _SYS_PIVOT_ROOT is None or _SYS_UMOUNT2 is None:
+        raise OSError(errno.ENOSYS, f"pivot_root has no known number on {os.uname().machine}")
+    os.fchdir(tree_fd)
+    here = ctypes.c_char_p(b".")
+    linux.syscall(_SYS_PIVOT_ROOT, here, here, path="/")
+    linux.syscall(_SYS_UMOUNT2, here, ctypes.c_int(_MNT_DETACH), path="/")  # the old root lies on the new one now
 
 
 def attach(tree_fd: int, target_fd: int) -> None:

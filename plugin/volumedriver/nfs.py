@@ -31,6 +31,7 @@ _MOST_SHOWN = 5
 _NOWHERE = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL))
 _SILENT = _NOWHERE | {errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN}
 _STEPS_OF_SERVER = frozenset(("resolve", "connect", "ask", "mount"))
+_STEPS_BEYOND = frozenset(("walk", "link", "referral", "unproven"))  # of what the server has shown already
 _DENIED = frozenset((errno.EACCES, errno.EPERM))
 _UNSECURED = _DENIED | {errno.EINVAL}
 
@@ -39,11 +40,14 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class NfsSource:
-    """An export to mount. `networks` are those that the server's address must lie in, None for any."""
+    """An export to mount. `networks` are those that the server's address must lie in, `prefix` is the directory of
+    the server beneath which it must turn out to be; None for any.
+    """
 
     options: NfsOptions
     networks: list[str] | None
     deadline: float | None = None  # of time.monotonic(), by which the call that wants it must have its answer
+    prefix: str | None = None
 
 
 class NfsMounts:
@@ -186,7 +190,7 @@ def _tells_of_death(facts: Facts) -> bool:
 
 
 def _tells_of_life(facts: Facts) -> bool:
-    return facts["failed"] in {"path", "create", "mount"} or "served" in facts
+    return facts["failed"] in {"path", "create", "mount", *_STEPS_BEYOND} or "served" in facts
 
 
 def _addresses(facts: Facts) -> tuple[str, ...]:
@@ -233,6 +237,7 @@ def _request(source: NfsSource, *, read_only: bool) -> dict[str, Any]:
         "mountport": given.number("mountport"),
         "attributes": given.attributes | (mountcalls.RDONLY if read_only else 0),
         "networks": source.networks,
+        "prefix": source.prefix,
         "creation": None if creation is None else (creation.mode, creation.uid, creation.gid),
     }
 
@@ -256,6 +261,11 @@ def _too_late(place: Place, step: Facts, timeout_s: float) -> str:
             )
         case "mount":
             return f"{server} did not let the mount with NFS {step['version']} end {within}: it or its disks hang"
+        case "walk":
+            return (
+                f"{server} answers, but the way to {shown(step['path'])} on it did not end {within}: its disks"
+                " hang, or it refers to another server (refer=) that does not answer"
+            )
         case _:
             return f"the worker process did not begin {within}: this host is overloaded"
 
@@ -352,7 +362,7 @@ def _kernel(_: NfsSource, facts: Facts) -> DriverError:
 def _mount(source: NfsSource, facts: Facts) -> DriverError:
     place = source.options.place
     server, code = _server(place, _addresses(facts)), facts["errno"]
-    security = source.options.mount_options.value("sec") or ""
+    security = _security(source)
     if security.startswith("krb5") and code in _UNSECURED:
         return MountFailed(
             f"{server} and this host did not agree on sec={security} ({_said(facts)}): the export must offer it,"
@@ -361,6 +371,66 @@ def _mount(source: NfsSource, facts: Facts) -> DriverError:
     if code in _DENIED:
         return MountFailed(f"{server} denies {shown(place.path)} to this host{_exports(place, facts)}")
     return _other(source, facts)
+
+
+def _walk(source: NfsSource, facts: Facts) -> DriverError:
+    """Something is in the way from the server's root, or from an export, to the directory."""
+    server, parent = _server(source.options.place, _addresses(facts)), shown(facts["parent"])
+    if facts["errno"] in _SILENT:
+        return NfsUnavailable(
+            f"{server} refers {shown(facts['at'])} to another server (refer=), which cannot be reached"
+            f" ({facts['reason']}): name that server itself in nfs_path"
+        )
+    if facts["errno"] in _DENIED and (parent == "/" or _security(source).startswith("krb5")):
+        return _mount(source, facts)
+    if facts["errno"] not in _DENIED:
+        return MountFailed(f"{shown(facts['at'])} on {server} cannot be entered: {facts['reason']}")
+    fact = f"{server} lets root of this host go no further than {parent}"
+    cure = "let others pass there (chmod o+x), since it maps root to nobody (root_squash)"
+    if facts["prefix"] is None:
+        return MountFailed(
+            f"{fact}: {cure}, or export {shown(facts['at'])} to this host if it is an export itself"
+        )
+    return NfsServerRefused(
+        f"{fact}, so that NFSv3 does not show whether this path stays in {shown(facts['prefix'])}, which"
+        f" ALLOWED_NFS_SERVERS of this host allows: {cure}, or have this directory itself allowed"
+    )
+
+
+def _unproven(source: NfsSource, facts: Facts) -> DriverError:
+    server, prefix = _server(source.options.place, _addresses(facts)), shown(facts["prefix"])
+    return NfsServerRefused(
+        f"{server} neither gives this host {prefix} nor says what it exports, so that NFSv3 does not show whether"
+        f" this path stays in {prefix}, which ALLOWED_NFS_SERVERS of this host allows: use NFSv4, or have the"
+        " exported directory itself allowed"
+    )
+
+
+def _link(source: NfsSource, facts: Facts) -> DriverError:
+    target = f" -> {shown(facts['target'])}" if facts["target"] is not None else ""
+    return NfsServerRefused(
+        f"it passes through the symbolic link {shown(facts['at'])}{target} on"
+        f" {_server(source.options.place, _addresses(facts))}; give the real path"
+    )
+
+
+def _referral(source: NfsSource, facts: Facts) -> DriverError:
+    return NfsServerRefused(
+        f"{_server(source.options.place, _addresses(facts))} refers it to another server (refer=), {facts['to']}:"
+        f" give {shown(facts['source'])} as nfs_path, which this host must allow, too"
+    )
+
+
+def _namespace(_: NfsSource, facts: Facts) -> DriverError:
+    return MountFailed(
+        f"this host lets the driver have no mount namespace of its own ({facts['reason']}), in which to look at"
+        " the mount first: it needs CAP_SYS_ADMIN, CAP_SYS_CHROOT, and unfiltered unshare(2), setns(2) and"
+        " pivot_root(2)"
+    )
+
+
+def _security(source: NfsSource) -> str:
+    return source.options.mount_options.value("sec") or ""
 
 
 def _other(_: NfsSource, facts: Facts) -> DriverError:
@@ -400,4 +470,9 @@ _EXPLANATIONS: dict[str, Callable[[NfsSource, Facts], DriverError]] = {
     "statd": _statd,
     "kernel": _kernel,
     "mount": _mount,
+    "walk": _walk,
+    "unproven": _unproven,
+    "link": _link,
+    "referral": _referral,
+    "namespace": _namespace,
 }

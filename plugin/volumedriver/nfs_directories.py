@@ -1,4 +1,4 @@
-"""Making directories beneath an NFS mount, in a worker: by descriptor, never through a link."""
+"""Finding and making directories beneath an NFS mount, in a worker: by descriptor, never through a link."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from storage import linux
+from volumedriver import mountcalls
 
 _RESOLVE = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_MAGICLINKS
+_MADE = _RESOLVE | linux.RESOLVE_NO_XDEV  # what is new has nothing mounted on it
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_PLACE = os.O_PATH | os.O_DIRECTORY
 _MODE_ABOVE = 0o755
+_MODE_TO_OPEN = 0o700
 
 
 class Ownership(NamedTuple):
@@ -22,8 +26,53 @@ class Ownership(NamedTuple):
     gid: int
 
 
-def make(tree_fd: int, names: Sequence[str], ownership: Ownership) -> None:
-    """Make the directories `names`, each in the one before, below the mount `tree_fd`.
+class NotReached(Exception):
+    """A directory could not be opened for `error`. The first `count` names on the way to it could.
+
+    Attributes:
+        target: of the symbolic link that the next name is; None where it is none.
+    """
+
+    def __init__(self, count: int, error: OSError, target: str | None) -> None:
+        super().__init__(count, error, target)
+        self.count = count
+        self.error = error
+        self.target = target
+
+
+def opened(tree_fd: int, names: Sequence[str]) -> int:
+    """An O_PATH descriptor of the directory that `names`, each in the one before, lead to below `tree_fd`.
+
+    What is mounted on the way is entered, and mounted where that takes no more than to go there.
+
+    Raises:
+        NotReached: with what is in the way.
+    """
+    try:
+        return linux.openat2(tree_fd, _joined(names), _PLACE, _RESOLVE)
+    except OSError as error:
+        raise _located(tree_fd, names, error) from error
+
+
+def _located(tree_fd: int, names: Sequence[str], error: OSError) -> NotReached:
+    for count in range(len(names) - 1, -1, -1):
+        with (
+            contextlib.suppress(OSError),
+            mountcalls.closing(linux.openat2(tree_fd, _joined(names[:count]), _PLACE, _RESOLVE)) as fd,
+        ):
+            target = None
+            with contextlib.suppress(OSError):
+                target = os.readlink(names[count], dir_fd=fd)
+            return NotReached(count, error, target)
+    return NotReached(0, error, None)
+
+
+def _joined(names: Sequence[str]) -> str:
+    return "/".join(names) or "."
+
+
+def made(tree_fd: int, names: Sequence[str], ownership: Ownership) -> int:
+    """The same, but what is missing is made; what is mounted is not entered.
 
     All belong to the owner; only the last has the mode. They are made as that owner first, and then as root: a
     server may map root to nobody, and a directory may be root's alone. What exists is never altered. If one
@@ -43,12 +92,14 @@ def make(tree_fd: int, names: Sequence[str], ownership: Ownership) -> None:
                 error.filename = "/".join(names[:number])
                 raise
             held.callback(os.close, fd)
+        found_fd = os.dup(fd)
         undo.pop_all()
+        return found_fd
 
 
 def _entered(parent_fd: int, name: str, wanted: Ownership, undo: contextlib.ExitStack) -> int:
     with contextlib.suppress(FileNotFoundError):
-        return linux.openat2(parent_fd, name, os.O_PATH | os.O_DIRECTORY, _RESOLVE)
+        return linux.openat2(parent_fd, name, _PLACE, _MADE)
     owner, root = (wanted.uid, wanted.gid), (0, 0)
     if owner != root:
         with contextlib.suppress(PermissionError):
@@ -59,12 +110,13 @@ def _entered(parent_fd: int, name: str, wanted: Ownership, undo: contextlib.Exit
 def _made(parent_fd: int, name: str, wanted: Ownership, maker: tuple[int, int], undo: contextlib.ExitStack) -> int:
     with _acting_as(*maker):
         try:
-            os.mkdir(name, 0o700, dir_fd=parent_fd)
+            # With its mode from the first moment: another mount may be on its way through it, as nobody.
+            os.mkdir(name, wanted.mode | _MODE_TO_OPEN, dir_fd=parent_fd)
         except FileExistsError:  # somebody else made it in between: theirs, not ours to alter
-            return linux.openat2(parent_fd, name, os.O_PATH | os.O_DIRECTORY, _RESOLVE)
+            return linux.openat2(parent_fd, name, _PLACE, _MADE)
         with contextlib.ExitStack() as failed:
             failed.callback(_remove_empty, parent_fd, name, maker)
-            fd = linux.openat2(parent_fd, name, _DIRECTORY, _RESOLVE)
+            fd = linux.openat2(parent_fd, name, _DIRECTORY, _MADE)
             failed.callback(os.close, fd)
             os.fchown(fd, wanted.uid, wanted.gid)
             os.fchmod(fd, wanted.mode)  # after chown(2), which clears the set-id bits

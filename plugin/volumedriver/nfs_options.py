@@ -2,14 +2,15 @@
 
 An allow-list, because the rest would get around something: `addr` and `mounthost` name other servers than
 `nfs_path` does, `dev` and `suid` let an export bring devices and set-user-id programs. Options that contradict
-each other are refused, where the kernel would take the last one.
+each other are refused, where the kernel would take the last one; and so are those that the version asked for does
+not have, where it would ignore them.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from volumedriver import mountcalls
@@ -155,6 +156,9 @@ _TRANSPORTS = ("tcp", "tcp6", "udp", "udp6")
 _ALIASES = {"nfsvers": "vers"}
 _IN_FORCE = ("hard", "nosuid", "nodev")  # unless the first of them is contradicted
 _ACCESS = ("ro", "rw")
+_OF_V3_ONLY = ("mountproto", "mountport", "lock", "nolock", "local_lock", "acl", "noacl")
+_CACHE_TIMES = ("acregmin", "acregmax", "acdirmin", "acdirmax")
+_LONGEST_CACHED_S = 60  # where neither acregmax nor acdirmax says otherwise: the kernel's own
 
 OPTIONS: Mapping[str, _Flag | _Value] = {
     "vers": _one_of("4.2", "4.1", "4.0", "4", "3"),
@@ -255,20 +259,53 @@ def _checked(key: str, value: str | None) -> tuple[str | None, str | None]:
 
 
 def _quarrels(given: Mapping[str, str | None]) -> list[str]:
-    problems = []
+    """What contradicts each other, where the kernel would let the last win or ignore one without a word."""
     groups: dict[str, list[str]] = {}
     for key in given:
         kind = OPTIONS[key]
         if isinstance(kind, _Flag) and kind.group:
             groups.setdefault(kind.group, []).append(key)
     contradictions = [" and ".join(keys) for keys in groups.values() if keys[1:]]
-    problems += [f"mount options {keys} contradict each other" for keys in contradictions]
-    version = given.get("vers")
-    if (given.get("proto") or "").startswith("udp") and version != "3":
-        problems.append("mount option proto=udp is accepted only with vers=3: NFSv4 needs TCP")
-    for low, high in (("acregmin", "acregmax"), ("acdirmin", "acdirmax")):
-        if int(given.get(low) or 0) > int(given.get(high) or 86400):
-            problems.append(f"mount option {low} is above {high}")
-    if given.get("nconnect") is not None and (given.get("proto") or "").startswith("udp"):
-        problems.append("mount option nconnect needs TCP")
-    return problems
+    return [
+        *(f"mount options {keys} contradict each other" for keys in contradictions),
+        *_quarrels_of_versions(given),
+        *_quarrels_of_caching(given),
+        *_quarrels_of_locking(given),
+    ]
+
+
+def _quarrels_of_versions(given: Mapping[str, str | None]) -> Iterator[str]:
+    version, proto, mountproto = (given.get(key) or "" for key in ("vers", "proto", "mountproto"))
+    if proto.startswith("udp"):
+        if version != "3":
+            yield f"mount option proto={proto} is accepted only with vers=3: NFSv4 needs TCP"
+        if "nconnect" in given:
+            yield f"mount options nconnect and proto={proto} contradict each other: it needs TCP"
+    if mountproto.endswith("6") and not proto.endswith("6"):
+        yield f"mount option mountproto={mountproto} needs proto=tcp6 or udp6: the server has one address for both"
+    if version.startswith("4"):
+        for key in filter(given.__contains__, _OF_V3_ONLY):
+            yield f"mount option {key} is of NFSv3 only, and vers={version} is given: leave one of them out"
+
+
+def _quarrels_of_caching(given: Mapping[str, str | None]) -> Iterator[str]:
+    times = {key: int(value) for key in ("actimeo", *_CACHE_TIMES) if (value := given.get(key)) is not None}
+    if "noac" in given:
+        for key in (key for key, seconds in times.items() if seconds):
+            yield f"mount options noac and {key} contradict each other: with noac no attributes are cached"
+    if "actimeo" in times:
+        for key in filter(times.__contains__, _CACHE_TIMES):
+            yield f"mount options actimeo and {key} contradict each other: actimeo sets {key}, too"
+    for low, high in (_CACHE_TIMES[:2], _CACHE_TIMES[2:]):
+        most = times.get(high, _LONGEST_CACHED_S)
+        if times.get(low, 0) > most:
+            left_out = "" if high in times else ", if it is left out"
+            yield f"mount option {low}={times[low]} is above {high}, which is {most}{left_out}"
+
+
+def _quarrels_of_locking(given: Mapping[str, str | None]) -> Iterator[str]:
+    local = given.get("local_lock")
+    if "nolock" in given and local not in {None, "all"}:
+        yield f"mount options nolock and local_lock={local} contradict each other: with nolock all locks are local"
+    if "lock" in given and local == "all":
+        yield "mount options lock and local_lock=all contradict each other: with that no lock leaves this host"

@@ -46,16 +46,37 @@ class NfsServerPolicy:
         Raises:
             NfsServerRefused: nowhere.
         """
-        entries = [entry for entry in self._allowed if entry.covers(place.path)]
-        if not self._allowed or any(entry.name == place.server for entry in entries):
+        return [str(entry.network) for entry in self._admitting(place) if entry.network is not None] or None
+
+    def prefix(self, place: Place) -> str | None:
+        """The directory of the server beneath which the place must turn out to be; None: anywhere.
+
+        Where it depends on what the server's name stands for, the deepest of the directories that it may be.
+
+        Raises:
+            NfsServerRefused: nowhere.
+        """
+        entries = self._admitting(place)
+        prefixes = [entry.prefix for entry in entries]
+        is_any_enough = _address(place.server) is not None or any(entry.name for entry in entries)
+        if set(prefixes) <= {"/"} or (is_any_enough and "/" in prefixes):
             return None
-        networks = [entry.network for entry in entries if entry.network is not None]
+        return max(prefixes, key=len)
+
+    def _admitting(self, place: Place) -> list[Allowed]:
+        """The entries that allow it, by its name if one does, else by networks; none if all places are allowed."""
+        if not self._allowed:
+            return []
+        entries = [entry for entry in self._allowed if entry.covers(place.path)]
+        if named := [entry for entry in entries if entry.name == place.server]:
+            return named
+        networks = [entry for entry in entries if entry.network is not None]
         address = _address(place.server)
         if address is not None:
-            networks = [network for network in networks if address in network]
+            networks = [entry for entry in networks if entry.network is not None and address in entry.network]
         if not networks:
             raise self.refusal(place)
-        return [str(network) for network in networks]
+        return networks
 
     def refusal(self, place: Place) -> NfsServerRefused:
         """What to tell who asked for a place that is not allowed."""

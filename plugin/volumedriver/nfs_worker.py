@@ -27,8 +27,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from storage import linux
-from volumedriver import held_mounts, mountcalls, nfs_mount
-from volumedriver.nfs_mount import Facts, Failure
+from volumedriver import held_mounts, mountcalls, nfs_mount, private_mounts
+from volumedriver.nfs_request import Facts, Failure, Request
 
 LONGEST_MESSAGE = 1 << 17
 
@@ -36,12 +36,12 @@ Action = Callable[[Mapping[str, Any], list[int], Callable[[Facts], None]], Facts
 
 
 def _mount(request: Mapping[str, Any], fds: list[int], report: Callable[[Facts], None]) -> Facts:
-    return nfs_mount.mount(nfs_mount.Request(**request["mount"]), fds[0], report)
+    return nfs_mount.mount(Request(**request["mount"]), fds[0], report)
 
 
 def _probe(request: Mapping[str, Any], fds: list[int], report: Callable[[Facts], None]) -> Facts:
     del fds
-    return nfs_mount.probe(nfs_mount.Request(**request["probe"]), report)
+    return nfs_mount.probe(Request(**request["probe"]), report)
 
 
 def _detach(request: Mapping[str, Any], fds: list[int], report: Callable[[Facts], None]) -> Facts:
@@ -137,6 +137,8 @@ def main(control_fd: int, actions: Mapping[str, Action] = ACTIONS) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies, and nobody to wait for those that do not die
     own_pid = os.getpid()
+    with contextlib.suppress(OSError):  # who needs it will meet the error again, and say so
+        private_mounts.prepare()
     with socket.socket(fileno=control_fd) as control:
         while True:
             message, fds, _, _ = socket.recv_fds(control, 1, 2)

@@ -45,7 +45,8 @@ class Sources:
             finally:
                 os.close(fd)
         elif isinstance(options, NfsOptions):
-            yield NfsSource(options, self._nfs.networks(options.place), deadline)
+            place = options.place
+            yield NfsSource(options, self._nfs.networks(place), deadline, self._nfs.prefix(place))
         elif options.host_path is None:
             yield None
         else:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from volumedriver import nfs_worker
-from volumedriver.nfs_mount import Facts, Failure
+from volumedriver.nfs_request import Facts, Failure
 
 Report = Callable[[Facts], None]
 

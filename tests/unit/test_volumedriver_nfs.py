@@ -17,7 +17,7 @@ from volumedriver.driver import Driver
 from volumedriver.errors import DriverError, InvalidVolume, MountFailed, NfsServerRefused, NfsUnavailable
 from volumedriver.health import ServerHealth, State
 from volumedriver.nfs import NfsMounts, NfsSource
-from volumedriver.nfs_mount import Request
+from volumedriver.nfs_request import Request
 from volumedriver.nfs_servers import Servers
 from volumedriver.options import NfsOptions, parse
 from volumedriver.status import Status
@@ -174,6 +174,56 @@ FAILURES: list[tuple[Facts, type[DriverError], str]] = [
         "nas (10.0.0.5) denies /data/a to this host: it is exported, but not to this host's address (10.0.0.7)",
     ),
     (system(errno.ESTALE, failed="mount", said=["NFS: x", "y"], **ADDRESS), MountFailed, "file handle: NFS: x; y"),
+    (
+        {"failed": "link", "at": "/data/a", "target": "../secret", **ADDRESS},
+        NfsServerRefused,
+        "it passes through the symbolic link /data/a -> ../secret on nas (10.0.0.5); give the real path",
+    ),
+    (
+        {"failed": "link", "at": "/data/a", "target": None, **ADDRESS},
+        NfsServerRefused,
+        "the symbolic link /data/a on nas (10.0.0.5); give the real path",
+    ),
+    (
+        {"failed": "referral", "to": "10.0.0.9", "source": "10.0.0.9:/x", **ADDRESS},
+        NfsServerRefused,
+        "nas (10.0.0.5) refers it to another server (refer=), 10.0.0.9: give 10.0.0.9:/x as nfs_path",
+    ),
+    (
+        system(errno.EHOSTUNREACH, failed="walk", parent="/data", at="/data/a", **ADDRESS),
+        NfsUnavailable,
+        "nas (10.0.0.5) refers /data/a to another server (refer=), which cannot be reached (No route",
+    ),
+    (
+        system(errno.EACCES, failed="walk", parent="/", prefix=None, local=None, exports=["/data"], **ADDRESS),
+        MountFailed,
+        "nas (10.0.0.5) denies /data/a to this host: it is exported, but not to this host's address",
+    ),
+    (
+        system(errno.EACCES, failed="walk", parent="/data", at="/data/a", prefix=None, **ADDRESS),
+        MountFailed,
+        "nas (10.0.0.5) lets root of this host go no further than /data: let others pass there",
+    ),
+    (
+        system(errno.EACCES, failed="walk", parent="/data", prefix="/data", **ADDRESS),
+        NfsServerRefused,
+        "NFSv3 does not show whether this path stays in /data, which ALLOWED_NFS_SERVERS of this host allows: let",
+    ),
+    (
+        system(errno.ENOTDIR, failed="walk", parent="/data", at="/data/a", **ADDRESS),
+        MountFailed,
+        "/data/a on nas (10.0.0.5) cannot be entered: Not a directory",
+    ),
+    (
+        {"failed": "unproven", "prefix": "/data", **ADDRESS},
+        NfsServerRefused,
+        "nas (10.0.0.5) neither gives this host /data nor says what it exports",
+    ),
+    (
+        system(errno.EPERM, failed="namespace"),
+        MountFailed,
+        "lets the driver have no mount namespace of its own (Operation not permitted)",
+    ),
     (system(errno.EBUSY, failed="attach"), MountFailed, "Device or resource busy"),
 ]
 
@@ -202,6 +252,7 @@ def test_kerberos() -> None:
         ({"step": "connect", "port": 2049, **ADDRESS}, "nas (10.0.0.5) does not answer on port 2049 within 20 s"),
         ({"step": "ask", "port": 2049, **ADDRESS}, "port 2049 but answers no request within 20 s"),
         ({"step": "mount", "version": "4.1", **ADDRESS}, "did not let the mount with NFS 4.1 end within 20 s"),
+        ({"step": "walk", "path": "/data/a", **ADDRESS}, "but the way to /data/a on it did not end within 20 s"),
         ({}, "the worker process did not begin within 20 s: this host is overloaded"),
     ],
 )
@@ -257,7 +308,7 @@ def mounted_twice(outcome: Facts | Exception) -> tuple[Servers, list[str]]:
 
 
 DEAD = ("resolve", "connect", "ask")
-ALIVE = ("path", "create", "mount")
+ALIVE = ("path", "create", "mount", "walk", "link", "referral", "unproven")
 
 
 @pytest.mark.parametrize("facts", [facts for facts, _, _ in FAILURES])
@@ -269,6 +320,12 @@ def test_what_a_failure_tells_of_the_server(facts: Facts) -> None:
     is_alive = facts["failed"] in ALIVE or "served" in facts
     expected = State.UNREACHABLE if health.is_open else State.HEALTHY if is_alive else State.UNKNOWN
     assert health.state is expected
+
+
+def test_a_way_that_does_not_end_is_not_the_fault_of_a_server_that_has_answered() -> None:
+    servers, sentences = mounted_twice(NoAnswer({"step": "walk", "path": "/data/a", **ADDRESS}))
+    assert not servers.report()[0].is_open
+    assert all("or it refers to another server (refer=) that does not answer" in said for said in sentences)
 
 
 @pytest.mark.parametrize("code", [errno.ETIMEDOUT, errno.ECONNREFUSED, errno.EHOSTUNREACH])

@@ -39,6 +39,26 @@ def test_allowed(allowed: str, place: str, expected: list[str] | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("allowed", "place", "expected"),
+    [
+        ("", "nas:/x", None),
+        ("nas", "nas:/x", None),
+        ("nas:/a", "nas:/a", "/a"),
+        ("nas:/a nas:/a/b", "nas:/a/b/c", "/a/b"),
+        ("nas:/a nas", "nas:/a/b", None),
+        ("nas:/a 10.0.0.0/8", "nas:/a/b", "/a"),
+        ("10.0.0.0/8:/a", "nas:/a/b", "/a"),
+        ("10.0.0.0/8:/a 192.168.0.0/16", "nas:/a/b", "/a"),
+        ("10.0.0.0/8:/a 10.1.0.0/16", "10.1.0.1:/a/b", None),
+        ("10.0.0.0/8:/a 10.1.0.0/16", "10.2.0.1:/a/b", "/a"),
+        ("10.0.0.0/8 fd00::/8", "nas:/a/b", None),
+    ],
+)
+def test_beneath_which_directory(allowed: str, place: str, expected: str | None) -> None:
+    assert NfsServerPolicy(parse_allowed(allowed)).prefix(parse_place(place)) == expected
+
+
+@pytest.mark.parametrize(
     ("allowed", "place"),
     [
         ("nas", "nas2:/x"),
