@@ -46,6 +46,16 @@ class Admission(Generic[T]):
         self._total = 0
         self._waiting: dict[Hashable, deque[T]] = {}  # in the order in which the callers have their turn
 
+    @property
+    def running(self) -> int:
+        """How many run. For any thread."""
+        return self._total
+
+    @property
+    def waiting(self) -> int:
+        """How many wait. For any thread, as an estimate."""
+        return sum(map(len, [*self._waiting.values()]))
+
     def enter(self, caller: Hashable, request: T) -> Verdict:
         """A request has come. One that starts or waits must `leave` or `withdraw`."""
         if caller not in self._waiting and self._may_start(caller):

@@ -15,11 +15,13 @@ import resource
 import select
 import selectors
 import socket
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 
@@ -69,6 +71,38 @@ class Limits:
     drain_s: float = 7
 
 
+class Load(NamedTuple):
+    """What a server has to do at a moment, and whom it has refused since its start, by the reason in a word."""
+
+    connections: int
+    running: int
+    waiting: int
+    refused: dict[str, int]
+
+
+class Refusals:
+    """Counts what was refused. Safe for several threads.
+
+    Attributes:
+        KINDS: too many connections or requests; a request that waited too long for its turn; a head, a body or an
+            answer that was sent or read too slowly; what is no request.
+    """
+
+    KINDS = ("connections", "requests", "wait", "head", "body", "answer", "malformed")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(self.KINDS, 0)
+
+    def add(self, kind: str) -> None:
+        with self._lock:
+            self._counts[kind] += 1
+
+    def counts(self) -> dict[str, int]:
+        with self._lock:
+            return dict(self._counts)
+
+
 class State(enum.Enum):
     WAITING = "waiting"  # for a request, or for the rest of its head
     QUEUED = "queued"
@@ -112,6 +146,9 @@ class Reception:
     Args:
         connect: makes a connection of an accepted socket, and finds out whose it is.
         refusal: the bytes of an answer, from status and sentence.
+
+    Attributes:
+        refusals: what was refused here; who works on a request adds what it refuses.
     """
 
     def __init__(
@@ -129,6 +166,7 @@ class Reception:
             limits.requests, limits.requests_per_caller, limits.waiting_per_caller
         )
         self._pool: Pool[Client] = Pool(self._work)
+        self.refusals = Refusals()
         self._worked: deque[tuple[Client, bool]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector = selectors.DefaultSelector()
@@ -144,6 +182,10 @@ class Reception:
         """Have `run` end. For any thread, and for signal handlers."""
         self.is_stopping = True
         os.eventfd_write(self._wake, 1)
+
+    def load(self) -> Load:
+        """What there is to do now. For any thread, as an estimate."""
+        return Load(len(self._open), self._admission.running, self._admission.waiting, self.refusals.counts())
 
     def run(self) -> bool:
         """Serve until stopped, then finish what is being worked on; returns whether all of it was."""
@@ -224,6 +266,7 @@ class Reception:
         if count <= most and len(self._open) <= self._most_open:
             self._await_request(client)
             return
+        self.refusals.add("connections")
         self._refuse(client, 503, "there are too many connections; close some, then try again")
         if count > 2 * most or len(self._open) > self._most_open:  # no time to read that, either
             self._close(client)
@@ -268,9 +311,11 @@ class Reception:
         """A client's time is over."""
         if client.state is State.QUEUED:
             self._admission.withdraw(client.caller, client)
+            self.refusals.add("wait")
             self._refuse(client, 503, "too many requests are being worked on; try again")
         elif client.state is State.WAITING and client.stream.received:
             seldom.warning("a request's head came too slowly", caller=client.caller)
+            self.refusals.add("head")
             self._refuse(client, 408, f"the request's head did not come within {self._limits.head_s:g} s")
         else:
             self._close(client)
@@ -315,6 +360,7 @@ class Reception:
             client.deadline = time.monotonic() + self._limits.wait_s
         else:
             seldom.warning("a caller has too many requests", caller=client.caller)
+            self.refusals.add("requests")
             self._refuse(client, 503, "you have too many requests at once; try again when some have ended")
 
     def _start(self, client: Client) -> None:

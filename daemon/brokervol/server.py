@@ -1,4 +1,4 @@
-"""A WSGI application on a Unix socket: the only module that knows cheroot.
+"""A WSGI application on a socket: the only module that knows cheroot.
 
 Both processes serve through it. cheroot parses requests and calls the application; which connections there are,
 and whose turn it is, `reception` decides. Beyond WSGI the application is given the connection itself
@@ -18,17 +18,18 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Hashable
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Required, TypedDict, Unpack
 
 import structlog
 from cheroot import server as cheroot_server
 from cheroot import wsgi
 
-from brokervol.reception import Client, Limits, Reception
+from brokervol.reception import Client, Limits, Load, Reception
 from brokervol.seldom import seldom
 from brokervol.streams import (
     BLOCK_BYTES,
@@ -44,7 +45,7 @@ from brokervol.streams import (
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-__all__ = ["BodyFailed", "Connection", "Limits", "Refusal", "UnixServer"]
+__all__ = ["BodyFailed", "Connection", "Limits", "Load", "Refusal", "TcpServer", "UnixServer"]
 
 log = structlog.get_logger()
 
@@ -78,7 +79,7 @@ Refusal = Callable[[int, str], tuple[str, bytes]]
 class _Request(cheroot_server.HTTPRequest):
     """A request whose errors of HTTP itself are told in the server's own form, and whose length is certain."""
 
-    def __init__(self, server: UnixServer, connection: Connection) -> None:
+    def __init__(self, server: _Server, connection: Connection) -> None:
         super().__init__(server, connection)
         self.header_reader = self._read_headers
         self.body: Body | None = None
@@ -223,7 +224,7 @@ class Connection(Client, cheroot_server.HTTPConnection):
         peer: for the application to keep what it found out about the client.
     """
 
-    def __init__(self, server: UnixServer, accepted: socket.socket) -> None:
+    def __init__(self, server: _Server, accepted: socket.socket) -> None:
         Client.__init__(self, accepted)  # cheroot's would read and write in its own way
         self.server = server
         self.on_close: list[Callable[[], None]] = []
@@ -238,14 +239,18 @@ class Connection(Client, cheroot_server.HTTPConnection):
             request.parse_request()
             if request.ready:
                 request.respond()
+            else:
+                self.server.refused("malformed")
         except BodyFailed as failure:
             request.refuse(failure.status, str(failure))
             if failure.status == HTTPStatus.REQUEST_TIMEOUT:
                 seldom.warning("a request's body came too slowly", caller=self.caller)
+                self.server.refused("body")
                 return False
         except ClientGone as gone:
             if isinstance(gone, AnswerNotRead):
                 seldom.warning("an answer was read too slowly", caller=self.caller)
+                self.server.refused("answer")
             return False
         except Exception:
             log.exception("a request failed")
@@ -311,21 +316,26 @@ class _Gateway(wsgi.Gateway_10):
         self.req.write(chunk)
 
 
-class UnixServer(cheroot_server.HTTPServer):
-    """Serve `application` on the Unix socket at `path`, one thread a request.
+class _Options(TypedDict, total=False):
+    """Of a server."""
+
+    limits: Required[Limits]
+    refusal: Required[Refusal]
+    accepted: Callable[[Connection], None]
+    caller: Callable[[Connection], Hashable]
+
+
+class _Server(cheroot_server.HTTPServer):
+    """Serve `application`, one thread a request.
 
     Request bodies may be of any length; how much of one is accepted is for the application to say.
 
     Args:
-        path: where the socket appears, ready to accept, when `prepare()` returns.
-        mode: permission bits of the socket: who may connect.
+        name: of the place where it listens.
         limits: what is granted to clients.
         refusal: the answer to what the application does not see: what is no request, too much, or too slow.
         accepted: called with each new connection, before anything is read from it.
         caller: whom such a connection counts for in the limits per caller; None for nobody.
-
-    Raises:
-        OSError: from `prepare()`, where the socket cannot be made.
     """
 
     gateway = _Gateway
@@ -333,34 +343,48 @@ class UnixServer(cheroot_server.HTTPServer):
 
     def __init__(
         self,
-        path: str,
+        name: str,
         application: WSGIApplication,
         *,
-        mode: int,
         limits: Limits,
         refusal: Refusal,
         accepted: Callable[[Connection], None] = lambda _: None,
         caller: Callable[[Connection], Hashable] = lambda _: None,
     ) -> None:
-        if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
-            raise OSError(f"the socket path {path} is longer than the {_LONGEST_SOCKET_PATH} bytes Linux allows")
-        super().__init__(path, _Gateway, server_name="brokervol")
+        super().__init__(name, _Gateway, server_name="brokervol")
         self.wsgi_app = application
         self.limits = limits
         self.timeout = int(limits.idle_s)  # as Keep-Alive tells it
-        self._mode = mode
         self._refusal = refusal
         self._accepted = accepted
         self._caller = caller
         self._reception: Reception | None = None
 
+    def _listening(self) -> socket.socket:
+        """The socket, which listens."""
+        raise NotImplementedError
+
     def prepare(self) -> None:
-        """Listen. As many descriptors may be open as the system allows: each connection needs a few."""
+        """Listen. As many descriptors may be open as the system allows: each connection needs a few.
+
+        Raises:
+            OSError: that is not possible.
+        """
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        self._reception = Reception(
-            _listening(str(self.bind_addr), self._mode), self.limits, self._connect, self.refusal_bytes
-        )
+        self._reception = Reception(self._listening(), self.limits, self._connect, self.refusal_bytes)
+
+    def load(self) -> Load:
+        """What there is to do now."""
+        return self._prepared().load()
+
+    def refused(self, kind: str) -> None:
+        """Count what was refused to a request that is worked on; see `Refusals`."""
+        self._prepared().refusals.add(kind)
+
+    def run_beside(self) -> None:
+        """Serve in a thread of its own, which ends with the process, without finishing anything."""
+        threading.Thread(target=self._prepared().run, name=f"server-{self.bind_addr}", daemon=True).start()
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT; calls in flight are finished first. Needs the main thread.
@@ -398,6 +422,44 @@ class UnixServer(cheroot_server.HTTPServer):
         if self._reception is None:
             raise RuntimeError("the server does not listen yet")
         return self._reception
+
+
+class UnixServer(_Server):
+    """On the Unix socket at `path`, which appears there, ready to accept, when `prepare()` returns.
+
+    Args:
+        mode: permission bits of the socket: who may connect.
+
+    Raises:
+        OSError: the path is too long.
+    """
+
+    def __init__(self, path: str, application: WSGIApplication, *, mode: int, **options: Unpack[_Options]) -> None:
+        if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+            raise OSError(f"the socket path {path} is longer than the {_LONGEST_SOCKET_PATH} bytes Linux allows")
+        super().__init__(path, application, **options)
+        self._path, self._mode = path, mode
+
+    def _listening(self) -> socket.socket:
+        return _listening(self._path, self._mode)
+
+
+class TcpServer(_Server):
+    """On a port of an address.
+
+    Attributes:
+        port: the port; where 0 was asked for, `prepare()` finds one.
+    """
+
+    def __init__(self, host: str, port: int, application: WSGIApplication, **options: Unpack[_Options]) -> None:
+        super().__init__(f"{host} port {port}", application, **options)
+        self._host, self.port = host, port
+
+    def _listening(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listener = socket.create_server((self._host, self.port), family=family, backlog=_BACKLOG)
+        self.port = listener.getsockname()[1]
+        return listener
 
 
 @functools.lru_cache(maxsize=256)

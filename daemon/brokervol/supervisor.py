@@ -10,7 +10,6 @@ which it is told to do by BROKERVOL_SUPERVISED, the supervisor's pid.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import datetime
@@ -22,11 +21,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from brokervol import settings
+from brokervol.logfile import LogFile, Output, Relay, log_path
+from brokervol.settings import EXIT_REFUSED, Settings
+
 LEVELS = ("debug", "info", "warning", "error")
+
+_MODULES = {"driver": "volumedriver", "sidecar": "sidecar"}
 
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _WAITED_FOR = (*_STOPS, signal.SIGCHLD)
 _PR_SET_CHILD_SUBREAPER = 36
+
+_IN_PLUGIN = "BROKERVOL_BUILD"  # only there: it says which build that is
+_REFUSED = f"exit code {EXIT_REFUSED}"
 
 Log = Callable[..., None]
 
@@ -51,11 +59,12 @@ class Backoff:
 
 
 class Program(NamedTuple):
-    """What to keep running."""
+    """What to keep running. Without an `output` it writes where the supervisor does."""
 
     name: str
     command: list[str]
     environment: Mapping[str, str]
+    output: Output | None = None
 
 
 class Child:
@@ -71,9 +80,15 @@ class Child:
     def start(self, now: float) -> None:
         """Raises OSError where the kernel gives no process."""
         self._started = now
-        command = self.program.command
+        command, output = self.program.command, self.program.output
         self.pid = os.posix_spawn(
-            command[0], command, self.program.environment, setsid=True, setsigmask=(), setsigdef=_WAITED_FOR
+            command[0],
+            command,
+            self.program.environment,
+            file_actions=output.actions() if output else (),
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_WAITED_FOR,
         )
 
     def plan_restart(self, now: float) -> float:
@@ -117,8 +132,10 @@ class Supervisor:
             self._start_due()
             received = self._wait(self._until_next_start())
             if received in _STOPS:
-                return self._stop(received)
-            self._reap()
+                return self._stop(signal.Signals(received).name)
+            if self._reap():
+                self._stop("settings that are not accepted")
+                return EXIT_REFUSED
 
     def _start_due(self) -> None:
         for child in self._children:
@@ -134,12 +151,19 @@ class Supervisor:
         dues = [child.due for child in self._children if child.pid is None]
         return max(0.0, min(dues) - self._clock()) if dues else None
 
-    def _reap(self) -> None:
-        """Collect every process that ended: the children, and orphans that they left."""
+    def _reap(self) -> bool:
+        """Collect every process that ended: the children, and orphans that they left.
+
+        Returns:
+            Whether a child does not accept its settings, and would not the next time either.
+        """
+        is_refused = False
         for pid, reason in _ended_processes():
             for child in self._children:
                 if child.pid == pid:
+                    is_refused |= reason == _REFUSED
                     self._plan_restart(child, reason)
+        return is_refused
 
     def _plan_restart(self, child: Child, reason: str) -> None:
         pid = child.pid
@@ -147,9 +171,9 @@ class Supervisor:
         name = child.program.name
         self._log("died", level="warning", child=name, pid=pid, reason=reason, restart_in_s=delay_s)
 
-    def _stop(self, received: int | None) -> int:
+    def _stop(self, reason: str) -> int:
         """Ask all to end, and kill what has not ended in time, or at a second signal."""
-        self._log("stopping", signal=signal.Signals(received or signal.SIGTERM).name)
+        self._log("stopping", reason=reason)
         running = {child.pid: child.program.name for child in self._children if child.pid is not None}
         for pid in running:
             os.kill(pid, signal.SIGTERM)
@@ -213,94 +237,65 @@ def _reason(info: os.waitid_result) -> str:
     return f"signal {info.si_status}"
 
 
-def json_log(least: str) -> Log:
-    """A logger of JSON lines on standard output, in the form that the two processes use."""
+def json_log(least: str, kept: LogFile | None = None) -> Log:
+    """A logger of JSON lines on standard output, in the form that the two processes use, and into `kept`."""
     shown = LEVELS[LEVELS.index(least) :]
 
     def log(event: str, level: str = "info", **facts: Any) -> None:
         if level in shown:
             now = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
             line = {"timestamp": now, "level": level, "event": event, "process": "supervisor", **facts}
+            text = json.dumps(line)
             with contextlib.suppress(OSError):  # nobody reading the log is no reason to fall
-                print(json.dumps(line), flush=True)
+                print(text, flush=True)
+            if kept is not None:
+                kept.write(text.encode("ascii"))
 
     return log
 
 
-def programs(options: argparse.Namespace, environment: Mapping[str, str]) -> list[Program]:
-    """The two processes: the driver first, for the engine waits for it."""
-    child_environment = {
-        **environment,
-        "BROKERVOL_SUPERVISED": str(os.getpid()),
-        "BROKERVOL_HOSTFS": options.hostfs,  # below which the sidecar looks for credentials
-        "ALLOWED_HOST_PATHS": options.allowed_host_paths,
-        "LOG_LEVEL": options.log_level,
-    }
-    if options.database_url:
-        child_environment["DATABASE_URL"] = options.database_url
+def programs(options: Settings, environment: Mapping[str, str], relay: Relay | None = None) -> list[Program]:
+    """The two processes: the driver first, for the engine waits for it. Their environment has their settings."""
+    given = {**environment, **options.environment(), "BROKERVOL_SUPERVISED": str(os.getpid())}
     # -P: a module in the working directory is none of ours.
     python = [sys.executable, "-P", "-m"]
-    driver = ["--socket", options.socket, "--root", options.root, "--hostfs", options.hostfs]
-    listen = options.listen or os.path.join(options.root, "sidecar", "broker.sock")
-    sidecar = ["--listen", listen, "--view", options.view, "--root", options.root]
-    if options.workspaces:
-        sidecar += ["--workspaces", options.workspaces]
-    if options.credentials:
-        sidecar += ["--credentials", options.credentials]
     return [
-        Program("driver", [*python, "volumedriver", *driver], child_environment),
-        Program("sidecar", [*python, "sidecar", *sidecar], child_environment),
+        Program(name, [*python, module], given, relay.output(name) if relay else None)
+        for name, module in _MODULES.items()
     ]
 
 
-def parse(argv: Sequence[str] | None, environment: Mapping[str, str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="brokervol daemon",
-        description="Run the volume driver and the sidecar, and start again what dies.",
-        allow_abbrev=False,
-    )
-    for name, metavar, default, text in (
-        ("socket", "PATH", "/run/docker/plugins/brokervol.sock", "where the engine calls the driver"),
-        ("root", "DIR", "/var/lib/brokervol", "mountpoints below DIR/volumes, state below DIR/.state"),
-        ("hostfs", "DIR", "/", "where the host's root file system is seen"),
-        ("listen", "PATH", "", "where tasks call the sidecar (else ROOT/sidecar/broker.sock)"),
-        ("view", "VIEW", "caller", "whose file system the sidecar acts in: caller or self"),
-        ("workspaces", "FILE", "", "the workspaces of the self view, as JSON"),
-        ("credentials", "FILE", "", "profiles for S3 (else HOSTFS/etc/brokervol/credentials)"),
-    ):
-        variable = f"BROKERVOL_{name.upper()}"
-        parser.add_argument(
-            f"--{name}",
-            metavar=metavar,
-            default=environment.get(variable) or default,
-            help=f"{text} (${variable}; {default or 'none'})",
-        )
-    parser.add_argument(
-        "--allowed-host-paths",
-        metavar="DIRS",
-        default=environment.get("ALLOWED_HOST_PATHS", ""),
-        help="the only host directories to give out, separated by colons or commas ($ALLOWED_HOST_PATHS)",
-    )
-    parser.add_argument(
-        "--database-url",
-        metavar="URL",
-        default=environment.get("DATABASE_URL", ""),
-        help="the catalog's database, for SQLAlchemy ($DATABASE_URL; SQLite below ROOT)",
-    )
-    parser.add_argument(
-        "--log-level",
-        metavar="LEVEL",
-        default=(environment.get("LOG_LEVEL") or "info").lower(),
-        help=f"{', '.join(LEVELS)} ($LOG_LEVEL; info)",
-    )
-    options = parser.parse_args(argv)
-    if options.view not in ("caller", "self"):
-        parser.error(f"--view: {options.view} is neither caller nor self")
-    if options.log_level not in LEVELS:
-        parser.error(f"--log-level: {options.log_level} is none of {', '.join(LEVELS)}")
-    return options
+def parse(argv: Sequence[str] | None, environment: Mapping[str, str]) -> Settings:
+    """The settings of both processes. What is not accepted ends this one, before they are started."""
+    text = "Run the volume driver and the sidecar, and start again what dies."
+    return settings.read(settings.DAEMON, text, argv, environment)
+
+
+def _run(options: Settings) -> int:
+    kept = LogFile(log_path(options.root))
+    relay = Relay(kept)
+    supervisor = Supervisor(programs(options, os.environ, relay), json_log(options.log_level, kept))
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)  # before there is a second thread
+    relay.start()
+    try:
+        return supervisor.run()
+    finally:
+        relay.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = parse(argv, os.environ)
-    return Supervisor(programs(options, os.environ), json_log(options.log_level)).run()
+    """Run both processes until a signal to stop. Returns the exit code.
+
+    Where settings are not accepted a managed plugin waits to be ended. An engine whose plugin ends by itself while
+    it is enabled starts it once more at once, and can then enable it no more before it is started anew itself
+    ("id already in use": seen with Docker 20.10).
+    """
+    try:
+        options = parse(argv, os.environ)
+        code = _run(options)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    if code == EXIT_REFUSED and os.environ.get(_IN_PLUGIN):
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        signal.sigwait(_STOPS)
+    return code

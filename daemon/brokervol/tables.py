@@ -21,6 +21,13 @@ _STYLES = {
     "stale": "bold red",
     "unusable": "bold red",
     "refused": "bold red",
+    "ok": "green",
+    "warning": "yellow",
+    "fault": "bold red",
+    "skipped": "dim",
+    "error": "bold red",
+    "critical": "bold red",
+    "debug": "dim",
 }
 
 
@@ -45,6 +52,29 @@ def show(page: Page) -> None:
         Console().print(_rich(page))
     else:
         print(plain(page), flush=True)
+
+
+def show_row(cells: Sequence[str], widths: Sequence[int]) -> None:
+    """Print one row of a table without a head, at once: the first cell is a state, the last has all the room left.
+
+    Args:
+        widths: of all cells but the last.
+    """
+    if not _is_rich():
+        aligned = [f"{visible(cell):<{width}}" for cell, width in zip(cells, widths, strict=False)]
+        print("  ".join([*aligned, visible(cells[-1])]).rstrip(), flush=True)
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table as RichTable  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    grid = RichTable.grid(padding=(0, 2, 0, 0))
+    for width in widths:
+        grid.add_column(width=width, no_wrap=True)
+    grid.add_column(overflow="fold")
+    styles = [_STYLES.get(cells[0], ""), *[""] * len(widths)]
+    grid.add_row(*(Text(visible(cell), style) for cell, style in zip(cells, styles, strict=True)))
+    Console().print(grid)
 
 
 def watch(look: Callable[[], Page], interval_s: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
@@ -14,12 +13,17 @@ from collections.abc import Sequence
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from brokervol import settings
 from brokervol.bundle import write_client
 from brokervol.server import UnixServer
+from brokervol.settings import Settings
+from sidecar import operators
 from sidecar.api import create_app
 from sidecar.audit import OFF, TO_LOG, AuditLog
 from sidecar.errors import refusal
-from sidecar.limits import add_options, limits_of, owner_of
+from sidecar.limits import limits_of, owner_of
+from sidecar.metrics import Metrics
+from sidecar.routes import ROUTES
 from sidecar.workspaces import CallerWorkspaces, Workspaces, read_workspaces
 from storage import catalog, journal, linux
 from storage.configuration.exceptions import InvalidWorkspaceConfiguration
@@ -27,7 +31,9 @@ from storage.definitions import DefinitionStore, definitions_path
 
 log = structlog.get_logger()
 
-_VIEWS = ("caller", "self")
+OPERATORS_SOCKET = "operators.sock"
+"""In the state directory, which is for root only: what `operators` tells."""
+
 # What each view needs to have. Over files, so as to lend a caller that is root what it has itself, and to give a
 # finished file of the caller's its mode; to see a caller's root and mounts, and to take its user and groups.
 _OVER_FILES = linux.mask(linux.CAP_DAC_OVERRIDE, linux.CAP_DAC_READ_SEARCH, linux.CAP_FOWNER)
@@ -36,7 +42,6 @@ CAPABILITIES = {
     "caller": _OVER_FILES | _TO_ACT,
     "self": _OVER_FILES,
 }
-_LEVELS = ("debug", "info", "warning", "error")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,31 +67,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _serve(options: argparse.Namespace) -> None:
+def _serve(options: Settings) -> None:
     os.umask(0o022)
-    _tell_sdk(options.credentials)
-    state = os.path.dirname(definitions_path(options.root))
+    _tell_sdk(options)
+    root = os.path.realpath(options.root)  # as mountinfo shows it
+    listen = options.listen or os.path.join(_volume_directory(root), "broker.sock")
+    limits, metrics = limits_of(options), Metrics(route.operation for route in ROUTES)
+    state = os.path.dirname(definitions_path(root))
     os.makedirs(state, mode=0o700, exist_ok=True)
     with contextlib.ExitStack() as stack:
         journal.use_owner(_journal_owner(state))
-        workspaces = _workspaces(options, stack)
+        workspaces = _workspaces(options, root, stack)
         files = catalog.configure(options.database_url or f"sqlite:///{state}/catalog.sqlite")
         stack.callback(files.close)
         audit = AuditLog(_audit_target(options.audit_log, state))
         stack.callback(audit.close)
         _give_up_privileges(options.view)
         server = UnixServer(
-            options.listen,
-            create_app(workspaces, files, audit, options.limits),
+            listen,
+            create_app(workspaces, files, audit, limits, metrics),
             mode=0o666,  # whoever reaches the socket may connect: the caller's mounts are the policy
-            limits=options.limits.of_server(),
+            limits=limits.of_server(),
             refusal=refusal,
             accepted=workspaces.accepted,
             caller=owner_of,
         )
-        _fill_directory(options)
+        _fill_directory(listen, root)
         server.prepare()
-        log.info("sidecar listens", socket=options.listen, view=options.view)
+        log.info("sidecar listens", socket=listen, view=options.view)
+        operators.serve(
+            operators.Operators(options.socket, metrics, server.load),
+            os.path.join(state, OPERATORS_SOCKET),
+            options.status_listen,
+        )
         server.run()
 
 
@@ -106,25 +119,26 @@ def _audit_target(given: str, state: str) -> str:
     return given if given in (TO_LOG, OFF) else os.path.join(state, given)
 
 
-def _tell_sdk(credentials: str) -> None:
-    """Tell the SDK of S3, which reads the environment, where its profiles are."""
+def _tell_sdk(options: Settings) -> None:
+    """Tell the SDK of S3, which reads the environment, where its profiles are, and the broker which to take."""
     for name in [name for name, value in os.environ.items() if name.startswith("AWS_") and not value]:
         del os.environ[name]  # `docker plugin set` can empty a variable, not unset it
-    os.environ["AWS_SHARED_CREDENTIALS_FILE"] = credentials
+    os.environ["AWS_SHARED_CREDENTIALS_FILE"] = _credentials(options)
+    os.environ[Settings.s3_bulk.variable] = options.s3_bulk
 
 
-def _fill_directory(options: argparse.Namespace) -> None:
+def _fill_directory(listen: str, root: str) -> None:
     """Make the socket's directory, and put the client beside the socket if that is the sidecar's volume."""
-    directory = os.path.dirname(os.path.abspath(options.listen))
+    directory = os.path.dirname(os.path.abspath(listen))
     os.makedirs(directory, mode=0o755, exist_ok=True)
-    if os.path.realpath(directory) == _volume_directory(options.root):  # elsewhere it is not ours to fill
+    if os.path.realpath(directory) == _volume_directory(root):  # elsewhere it is not ours to fill
         write_client(directory)
 
 
-def _workspaces(options: argparse.Namespace, stack: contextlib.ExitStack) -> Workspaces:
+def _workspaces(options: Settings, root: str, stack: contextlib.ExitStack) -> Workspaces:
     if options.view == "caller":
-        definitions = stack.enter_context(DefinitionStore(definitions_path(options.root)))
-        return CallerWorkspaces(options.root, definitions)
+        definitions = stack.enter_context(DefinitionStore(definitions_path(root)))
+        return CallerWorkspaces(root, definitions)
     if not options.workspaces:
         raise InvalidWorkspaceConfiguration("workspaces", "--view self needs --workspaces FILE")
     return read_workspaces(options.workspaces)
@@ -140,72 +154,15 @@ def _give_up_privileges(view: str) -> None:
     linux.forbid_dumps()
 
 
-def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    environment = os.environ
-    parser = argparse.ArgumentParser(
-        prog="brokervol sidecar",
-        description="Serve the broker operations to task containers over a Unix socket, acting as each caller.",
-        epilog="Every option has an environment variable, named in brackets.",
-    )
-    root = environment.get("BROKERVOL_ROOT", "/var/lib/brokervol")
-    parser.add_argument(
-        "--root", default=root, help="directory of state and volumes [BROKERVOL_ROOT] (%(default)s)"
-    )
-    parser.add_argument(
-        "--listen",
-        default=environment.get("BROKERVOL_LISTEN"),
-        help="path of the socket [BROKERVOL_LISTEN] (ROOT/sidecar/broker.sock)",
-    )
-    parser.add_argument(
-        "--view",
-        choices=_VIEWS,
-        default=environment.get("BROKERVOL_VIEW", "caller"),
-        help="whose paths and identity count: the caller's, or this process's [BROKERVOL_VIEW] (caller)",
-    )
-    parser.add_argument(
-        "--workspaces",
-        default=environment.get("BROKERVOL_WORKSPACES"),
-        help="for --view self: JSON file of name to workspace configuration [BROKERVOL_WORKSPACES]",
-    )
-    parser.add_argument(
-        "--credentials",
-        default=environment.get("BROKERVOL_CREDENTIALS")
-        or environment.get("AWS_SHARED_CREDENTIALS_FILE")
-        or os.path.join(environment.get("BROKERVOL_HOSTFS") or "/", "etc/brokervol/credentials"),
-        help="profiles for S3, as in AWS's shared credentials file [BROKERVOL_CREDENTIALS] (%(default)s)",
-    )
-    parser.add_argument(
-        "--database-url",
-        default=environment.get("DATABASE_URL"),
-        help="SQLAlchemy URL of the catalog [DATABASE_URL] (SQLite below ROOT)",
-    )
-    parser.add_argument(
-        "--audit-log",
-        default=environment.get("BROKERVOL_AUDIT_LOG") or "audit.jsonl",
-        help="file of who did what, below ROOT/.state if relative; - for standard output, off for none"
-        " [BROKERVOL_AUDIT_LOG] (%(default)s)",
-    )
-    parser.add_argument(
-        "--log-level",
-        choices=_LEVELS,
-        default=environment.get("LOG_LEVEL", "info").lower(),
-        help="least severity to log [LOG_LEVEL] (%(default)s)",
-    )
-    add_options(parser.add_argument_group("limits", "whole numbers, see docs/command-line.md"), environment)
-    return _checked(parser, parser.parse_args(argv))
+def _options(argv: Sequence[str] | None) -> Settings:
+    description = "Serve the broker operations to task containers over a Unix socket, acting as each caller."
+    return settings.read(settings.SIDECAR, description, argv, os.environ)
 
 
-def _checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
-    for name, accepted in (("view", _VIEWS), ("log_level", _LEVELS)):  # argparse trusts the environment's values
-        if getattr(options, name) not in accepted:
-            parser.error(f"{name} is {getattr(options, name)!r}; accepted are: {', '.join(accepted)}")
-    try:
-        options.limits = limits_of(options)
-    except ValueError as error:
-        parser.error(str(error))
-    options.root = os.path.realpath(options.root)  # as mountinfo shows it
-    options.listen = options.listen or os.path.join(_volume_directory(options.root), "broker.sock")
-    return options
+def _credentials(options: Settings) -> str:
+    """The file of profiles."""
+    beside = os.path.join(options.hostfs, "etc/brokervol/credentials")
+    return options.credentials or options.aws_shared_credentials_file or beside
 
 
 def _volume_directory(root: str) -> str:

@@ -142,6 +142,7 @@ class Problem(TypedDict):
     status: int
     detail: str
     code: str
+    instance: NotRequired[str]
 
 
 class BatchProblem(Problem):

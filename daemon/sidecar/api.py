@@ -10,6 +10,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from sidecar.audit import AuditLog
 from sidecar.direct import Direct
 from sidecar.limits import DEFAULTS, Bulkheads, Limits
+from sidecar.metrics import Counted, Metrics
 from sidecar.openapi import document
 from sidecar.outcomes import told
 from sidecar.routes import ROUTES, add_routes
@@ -23,15 +24,24 @@ if TYPE_CHECKING:
 
 
 def create_app(
-    workspaces: Workspaces, catalog: Catalog, audit: AuditLog, limits: Limits = DEFAULTS
+    workspaces: Workspaces,
+    catalog: Catalog,
+    audit: AuditLog,
+    limits: Limits = DEFAULTS,
+    metrics: Metrics | None = None,
 ) -> WSGIApplication:
-    """The application; `workspaces` says what a caller holds, `catalog` keeps the records, `audit` is told all."""
+    """The application; `workspaces` says what a caller holds, `catalog` keeps the records, `audit` is told all.
+
+    `metrics` counts all of it.
+    """
+    metrics = metrics or Metrics()
     app = Flask("sidecar", static_folder=None)
     app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = limits.max_body_bytes
     app.extensions["workspaces"] = workspaces
     app.extensions["catalog"] = catalog
     app.extensions["audit"] = audit
+    app.extensions["metrics"] = metrics
     app.extensions["bulkheads"] = Bulkheads(limits)
     app.extensions["openapi"] = document(ROUTES)
     add_routes(app)
@@ -39,7 +49,7 @@ def create_app(
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected_error)
     app.after_request(close_with_response)
-    return Direct(app, app.extensions, ROUTES)
+    return Counted(Direct(app, app.extensions, ROUTES), metrics)
 
 
 def _storage_error(error: StorageError) -> Response:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import stat
 import sys
 import threading
@@ -24,6 +23,7 @@ import structlog
 
 from brokervol.server import Connection
 from sidecar.caller import Caller
+from sidecar.metrics import Call, Metrics
 from sidecar.outcomes import Outcome
 from storage import linux
 
@@ -92,20 +92,20 @@ class Telling:
     """What is told of one request: every line has its id and who asks.
 
     Attributes:
-        request_id: as in the lines, and in the answer's `X-Request-Id`.
+        call: its id is in the lines, as in the answer's `X-Request-Id`.
         path: what the request is about, where that is one file.
         size: of that file, in bytes.
         outcome: `done`, or the code of the error that the request ended with.
     """
 
-    def __init__(self, to: AuditLog, asking: Who, operation: str, workspace: str | None) -> None:
-        self.request_id = secrets.token_hex(8)
+    def __init__(self, to: AuditLog, metrics: Metrics, asking: Who, call: Call, workspace: str | None) -> None:
+        self.call = call
         self.path: str | None = None
         self.size: int | None = None
         self.outcome = "done"
         self._to = to
+        self._metrics = metrics
         self._asking = asking
-        self._operation = operation
         self._workspace = workspace
         self._began = time.monotonic()
         self._is_told = False
@@ -121,19 +121,22 @@ class Telling:
         if not self._is_told:
             seconds = time.monotonic() - self._began
             self._tell([{**_of_file(self.path, self.outcome, self.size), "ms": _ms(seconds)}])
+        if self.outcome != "done":
+            self.call.code = self.outcome
 
     def _tell(self, lines: Sequence[Fields]) -> None:
         self._is_told = self._is_told or bool(lines)
         asking = self._asking
         of_all: Fields = {
-            "request": self.request_id,
+            "request": self.call.request_id,
             "container": asking.container,
             "uid": asking.uid,
             "pid": asking.pid,
-            "operation": self._operation,
+            "operation": self.call.operation,
             "workspace": self._workspace,
         }
         self._to.write_all([{**of_all, **line} for line in lines])
+        self._metrics.worked(self.call, lines)
 
 
 def _of_item(outcome: Outcome) -> Fields:

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 from brokervol.server import Connection
 from sidecar.audit import AuditLog, Telling, who
 from sidecar.errors import STATUS_OF_CODE, problem
+from sidecar.metrics import Metrics, call_of
 from sidecar.outcomes import told
 from sidecar.routes import Route
 from sidecar.wire import JSON, PROBLEM, problem_headers
@@ -35,6 +34,7 @@ class Direct:
         self._app, self._shared = app, shared
         self._routes = {route.path: (route, route.document) for route in routes if route.document is not None}
         self._audit: AuditLog = shared["audit"]
+        self._metrics: Metrics = shared["metrics"]
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         found = self._routes.get(environ["PATH_INFO"])
@@ -42,15 +42,16 @@ class Direct:
             return self._app(environ, start_response)
         route, document = found
         connection: Connection = environ["brokervol.connection"]
-        telling = self._telling(route, connection) if route.is_audited else None
+        call = call_of(environ)
+        call.operation = route.operation
+        telling = Telling(self._audit, self._metrics, who(connection), call, None) if route.is_audited else None
         headers = {"Content-Type": JSON}
-        if telling is not None:
-            headers["X-Request-Id"] = telling.request_id
         try:
             status, told_of = 200, document(self._shared, connection)
         except Exception as error:
             code, detail = told(error, "request", path=route.path)
-            status, told_of = STATUS_OF_CODE[code], problem(code, detail)
+            status, told_of = STATUS_OF_CODE[code], problem(code, detail, {"instance": call.instance})
+            call.code = code
             headers |= {"Content-Type": PROBLEM, **problem_headers(code)}
             if telling is not None:
                 telling.outcome = code
@@ -58,11 +59,6 @@ class Direct:
         headers["Content-Length"] = str(len(body))
         start_response(f"{status} {HTTPStatus(status).phrase.upper()}", [*headers.items()])
         return _Body(body, telling)
-
-    def _telling(self, route: Route, connection: Connection) -> Telling:
-        telling = Telling(self._audit, who(connection), route.operation, None)
-        structlog.contextvars.bind_contextvars(request=telling.request_id)
-        return telling
 
 
 class _Body:

@@ -1,4 +1,4 @@
-"""How much the sidecar does at once, for whom and in which workspace: the settings, and the bulkheads.
+"""How much the sidecar does at once, for whom and in which workspace: the limits, and the bulkheads.
 
 A workspace whose backend hangs keeps the threads that work in it. What it can keep is bounded, so that others are
 served as ever.
@@ -6,15 +6,14 @@ served as ever.
 
 from __future__ import annotations
 
-import argparse
-import re
 import threading
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from typing import NamedTuple, TypeVar
 
 from brokervol.server import Connection
 from brokervol.server import Limits as ServerLimits
+from brokervol.settings import Settings
 from sidecar.caller import Caller
 from sidecar.errors import Busy
 from storage import linux
@@ -22,61 +21,9 @@ from storage.os_errors import quoted
 
 T = TypeVar("T")
 
-_NUMBER = re.compile("[0-9]{1,12}")
-
 # Of those that one caller has in a workspace at once, so many more may wait for a place, and so long.
 _WAITING_PART = 3
 _WAIT_S = 2.0
-
-
-class Setting(NamedTuple):
-    """A number that the operator may set."""
-
-    name: str
-    default: int
-    least: int
-    most: int
-    meaning: str
-
-    @property
-    def variable(self) -> str:
-        return f"BROKERVOL_{self.name.upper()}"
-
-    @property
-    def option(self) -> str:
-        return f"--{self.name.replace('_', '-')}"
-
-    def value(self, text: str | None) -> int:
-        """What a text says; nothing says the default.
-
-        Raises:
-            ValueError: it says no number that is accepted.
-        """
-        if not text:
-            return self.default
-        if _NUMBER.fullmatch(text) is None or not self.least <= int(text) <= self.most:
-            raise ValueError(
-                f"{self.variable} ({self.option}) is {text!r:.60}; "
-                f"accepted is a whole number from {self.least} to {self.most}"
-            )
-        return int(text)
-
-
-SETTINGS = (
-    Setting("max_requests", 128, 1, 4096, "requests worked on at once"),
-    Setting(
-        "max_requests_per_caller", 24, 1, 4096, "of them of one caller: a container, or a user outside of any"
-    ),
-    Setting("max_requests_per_workspace", 32, 1, 4096, "of them in one workspace; of one caller half of these"),
-    Setting("max_waiting", 64, 0, 10_000, "requests of one caller that wait for their turn"),
-    Setting("max_connections_per_caller", 256, 1, 65_536, "connections of one caller, idle ones too"),
-    Setting("max_body_bytes", 4 * 1024 * 1024, 1024, 1024**3, "bytes of a body of JSON"),
-    Setting("header_timeout_s", 10, 1, 3600, "seconds for the head of a request to come"),
-    Setting("client_timeout_s", 30, 1, 86_400, "seconds without a byte of a body sent, or of an answer read"),
-    Setting("client_bytes_per_s", 64, 0, 1024**3, "what a client must send or read a second, after these seconds"),
-    Setting("idle_timeout_s", 60, 1, 86_400, "seconds that a connection may be silent between requests"),
-    Setting("drain_timeout_s", 7, 0, 3600, "seconds for requests in flight to end, when the sidecar is told to"),
-)
 
 
 class Limits(NamedTuple):
@@ -108,27 +55,12 @@ class Limits(NamedTuple):
         )
 
 
-DEFAULTS = Limits(*(setting.default for setting in SETTINGS))
+def limits_of(options: Settings) -> Limits:
+    """The settings that say how much."""
+    return Limits(*(getattr(options, name) for name in Limits._fields))
 
 
-def add_options(parser: argparse._ActionsContainer, environment: Mapping[str, str]) -> None:
-    """Give the parser an option for each setting, with what the environment says for its default."""
-    for setting in SETTINGS:
-        parser.add_argument(
-            setting.option,
-            metavar="NUMBER",
-            default=environment.get(setting.variable),
-            help=f"{setting.meaning} [{setting.variable}] ({setting.default})",
-        )
-
-
-def limits_of(options: argparse.Namespace) -> Limits:
-    """The settings that the options say.
-
-    Raises:
-        ValueError: one is not accepted; the sentence names it, and what is.
-    """
-    return Limits(*(setting.value(getattr(options, setting.name)) for setting in SETTINGS))
+DEFAULTS = limits_of(Settings({}))
 
 
 def owner_of(connection: Connection) -> str:

@@ -10,6 +10,7 @@ from flask import Flask, Response, request
 from werkzeug.routing import BaseConverter
 
 from sidecar import answers, content, requests, views
+from sidecar.metrics import call_of
 from sidecar.operations import Workspace
 from sidecar.wire import ANY, JSON, NDJSON, begin_telling
 
@@ -94,8 +95,9 @@ class Route:
 
     def serve(self, **arguments: Any) -> Response:
         """Check the query and the headers, and have the view answer."""
+        call_of(request.environ).operation = self.operation
         if self.is_audited:
-            begin_telling(self.operation, arguments.get("ws"))
+            begin_telling(arguments.get("ws"))
         query = requests.parse_query(request.args.to_dict(), self.query or requests.NoQuery)
         if self.query is not None:
             arguments["query"] = query

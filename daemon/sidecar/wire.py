@@ -12,9 +12,10 @@ from flask import Response, current_app, g, request
 
 from brokervol.server import Connection
 from sidecar import bodies
-from sidecar.audit import AuditLog, Telling, who
+from sidecar.audit import Telling, who
 from sidecar.errors import RETRIED, RETRY_AFTER_S, STATUS_OF_CODE, problem
 from sidecar.limits import Bulkheads
+from sidecar.metrics import call_of
 from sidecar.operations import Workspace
 from sidecar.workspaces import Session, Workspaces
 from storage.catalog import Catalog
@@ -45,19 +46,16 @@ def session() -> Session:
 
 def close_with_response(response: Response) -> Response:
     """Close with the response, after the last line of a stream, what the request has opened, and tell of it."""
-    if "telling" in g:
-        response.headers["X-Request-Id"] = telling().request_id
     for name in ("session", "place", "telling"):
         if name in g:
             response.call_on_close(g.pop(name).close)
     return response
 
 
-def begin_telling(operation: str, ws: str | None) -> None:
-    """From now on the audit log is told of this request, and the lines of the other log name it."""
-    audit: AuditLog = current_app.extensions["audit"]
-    g.telling = Telling(audit, who(connection()), operation, ws)
-    structlog.contextvars.bind_contextvars(request=g.telling.request_id)
+def begin_telling(ws: str | None) -> None:
+    """From now on the audit log is told of this request."""
+    shared = current_app.extensions
+    g.telling = Telling(shared["audit"], shared["metrics"], who(connection()), call_of(request.environ), ws)
 
 
 def telling() -> Telling:
@@ -88,7 +86,9 @@ def open_workspace(ws: str) -> Workspace:
     if ws in mine.holdings and "place" not in g:  # before it is looked at: its backend may hang
         bulkheads: Bulkheads = current_app.extensions["bulkheads"]
         g.place = bulkheads.enter(ws, connection().caller)
-    return Workspace(mine, ws, catalog())
+    workspace = Workspace(mine, ws, catalog())
+    call_of(request.environ).backend = workspace.broker.broker_type
+    return workspace
 
 
 def whole_body() -> bytes:
@@ -109,7 +109,10 @@ def problem_answer(code: str, detail: str, extra: Mapping[str, Any] | None = Non
     """The answer to what failed: RFC 9457."""
     if "telling" in g:
         telling().outcome = code
-    response = json_answer(problem(code, detail, extra), STATUS_OF_CODE[code], PROBLEM)
+    call = call_of(request.environ)
+    call.code = code
+    document = problem(code, detail, {"instance": call.instance, **(extra or {})})
+    response = json_answer(document, STATUS_OF_CODE[code], PROBLEM)
     response.headers.extend(problem_headers(code))
     return response
 

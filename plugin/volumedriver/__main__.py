@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
 
+from brokervol import settings
 from brokervol.server import Limits, UnixServer
+from brokervol.settings import Setting, Settings
 from storage import linux
 from storage.definitions import definitions_path, mountpoint
 from storage.mountinfo import read_mounts
@@ -28,14 +29,14 @@ from volumedriver.hostpaths import HostDirectories
 from volumedriver.mending import keep_room, make_room, opened_definitions, opened_references
 from volumedriver.metrics import Metrics
 from volumedriver.mounter import KernelMounter
-from volumedriver.nfs import LONGEST_TIMEOUT_S, TIMEOUT_S, NfsMounts, NfsSource
+from volumedriver.nfs import NfsMounts, NfsSource
 from volumedriver.nfs_policy import NfsServerPolicy
 from volumedriver.nfs_policy import parse_allowed as parse_allowed_servers
 from volumedriver.nfs_probes import Prober
-from volumedriver.nfs_servers import BOOT_S, MOST_DOUBTFUL, PROBE_INTERVAL_S, Servers
+from volumedriver.nfs_servers import MOST_DOUBTFUL, Servers
 from volumedriver.options import NfsOptions
 from volumedriver.policy import HostPathPolicy, host_views, owned_directories, parse_allowed
-from volumedriver.reconcile import GRACE_S, Reconciler, Timer
+from volumedriver.reconcile import Reconciler, Timer
 from volumedriver.sources import Sources
 from volumedriver.status import Status
 from volumedriver.store import sole_user
@@ -46,53 +47,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_LONGEST_S = 86400
 _LISTENER_ENDS_S, _LISTENER_POLL_S = 1.0, 0.05
-
-# The flag, its environment variable, the default, and what --help says.
-_OPTIONS = (
-    ("--socket", "BROKERVOL_SOCKET", "/run/docker/plugins/brokervol.sock", "the socket to listen on"),
-    ("--root", "BROKERVOL_ROOT", "/var/lib/brokervol", "the directory of mountpoints and state"),
-    ("--hostfs", "BROKERVOL_HOSTFS", "/", "where the host's root directory is visible"),
-    (
-        "--allowed-host-paths",
-        "ALLOWED_HOST_PATHS",
-        "",
-        "the only host directories to give out, separated by colons or commas; empty: all that are not refused",
-    ),
-    (
-        "--allowed-nfs-servers",
-        "ALLOWED_NFS_SERVERS",
-        "",
-        "the only NFS servers to mount from: names, addresses, networks, with or without :/directory; empty: all",
-    ),
-    ("--nfs-mount-timeout-s", "NFS_MOUNT_TIMEOUT_S", f"{TIMEOUT_S}", "seconds an NFS mount may take, 1 to 24"),
-    (
-        "--nfs-probe-s",
-        "NFS_PROBE_S",
-        f"{PROBE_INTERVAL_S:g}",
-        "seconds between probes of an NFS server that is in use and answers, 1 to 3600",
-    ),
-    (
-        "--nfs-boot-s",
-        "NFS_BOOT_S",
-        f"{BOOT_S:g}",
-        "for so many seconds after the host's boot a mount waits for an NFS server that is not there, 0 to 3600",
-    ),
-    (
-        "--reconcile-s",
-        "BROKERVOL_RECONCILE_S",
-        "60",
-        "seconds between looks at what is mounted and used; 0: only at start",
-    ),
-    (
-        "--reference-grace-s",
-        "BROKERVOL_REFERENCE_GRACE_S",
-        f"{GRACE_S:g}",
-        "seconds that unused mounts of a killed engine stay",
-    ),
-    ("--log-level", "LOG_LEVEL", "info", "debug, info, warning or error"),
-)
 
 # Only the engine calls. It keeps connections open for reuse, and forgets a volume when a Get is refused.
 # Threads are made on demand; that there are twice as many as mounts may wait for NFS servers of which nobody knows
@@ -102,7 +57,7 @@ _LIMITS = Limits(requests=2 * MOST_DOUBTFUL, wait_s=3600, idle_s=3600)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM. Mounts stay when the process ends: containers use them."""
-    options = _arguments(argv)
+    options = _options(argv)
     _configure_log(options.log_level)
     linux.die_with_supervisor(os.environ.get("BROKERVOL_SUPERVISED"))
     try:
@@ -116,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
-def _serve(options: argparse.Namespace) -> None:
+def _serve(options: Settings) -> None:
     """Listen first, recover then: the engine gives a plugin some 9 s to open its socket, calls can wait.
 
     Only the lock comes before, so that a second driver cannot take the socket of the first.
@@ -138,7 +93,7 @@ def _serve(options: argparse.Namespace) -> None:
         workers = Workers()
         stack.callback(workers.close)
         mounts = NfsMounts(workers, options.nfs_mount_timeout_s, servers)
-        nfs_policy = NfsServerPolicy(options.allowed_nfs_servers)
+        nfs_policy = NfsServerPolicy(parse_allowed_servers(options.allowed_nfs_servers))
         parts = Parts(
             root=root,
             definitions=definitions,
@@ -232,13 +187,14 @@ def _not_ready(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[by
     return [b'{"Err": "the driver is starting"}']
 
 
-def _policy(options: argparse.Namespace, root: str) -> HostPathPolicy:
+def _policy(options: Settings, root: str) -> HostPathPolicy:
     mounts, hostfs = read_mounts(), os.path.realpath(options.hostfs)
     if not host_views(mounts, hostfs, root):
         log.warning("the driver's own directory is not visible on the host", root=root, hostfs=hostfs)
     owned = owned_directories(mounts, hostfs, root)
-    log.info("host paths", owned=owned, allowed=options.allowed_host_paths or "all that are not refused")
-    return HostPathPolicy(owned, options.allowed_host_paths)
+    allowed = parse_allowed(options.allowed_host_paths)
+    log.info("host paths", owned=owned, allowed=allowed or "all that are not refused")
+    return HostPathPolicy(owned, allowed)
 
 
 def _boot_id() -> str:
@@ -246,49 +202,27 @@ def _boot_id() -> str:
         return file.read().strip()
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="brokervol driver",
-        description="The Docker volume driver: answers the engine and owns the mounts.",
-        epilog="Each option may be given by the environment variable in brackets instead.",
+def _options(argv: Sequence[str] | None) -> Settings:
+    """The settings, of which lists are read here: only the driver knows what they are of."""
+    description = "The Docker volume driver: answers the engine and owns the mounts."
+    options = settings.read(settings.DRIVER, description, argv, os.environ)
+    lists: Sequence[tuple[Setting[str], str, Callable[[str], object]]] = (
+        (Settings.allowed_host_paths, options.allowed_host_paths, parse_allowed),
+        (Settings.allowed_nfs_servers, options.allowed_nfs_servers, parse_allowed_servers),
     )
-
-    for flag, variable, default, text in _OPTIONS:
-        parser.add_argument(
-            flag,
-            default=os.environ.get(variable) or default,
-            metavar=flag.rpartition("-")[2].upper(),
-            help=f"{text} [{variable}] (default: {default or 'empty'})",
-        )
-    options = parser.parse_args(argv)
-    for name, least, most in (
-        ("reconcile_s", 0, _LONGEST_S),
-        ("reference_grace_s", 1, _LONGEST_S),
-        ("nfs_mount_timeout_s", 1, LONGEST_TIMEOUT_S),
-        ("nfs_probe_s", 1, 3600),
-        ("nfs_boot_s", 0, 3600),
-    ):
-        setattr(options, name, _seconds(parser, name, getattr(options, name), least, most))
-    try:
-        options.allowed_host_paths = parse_allowed(options.allowed_host_paths)
-        options.allowed_nfs_servers = parse_allowed_servers(options.allowed_nfs_servers)
-    except ValueError as error:
-        parser.error(str(error))
-    if options.log_level.upper() not in logging.getLevelNamesMapping():
-        parser.error(f"the log level {options.log_level!r} is not accepted: debug, info, warning or error")
+    for setting, text, parse in lists:
+        try:
+            parse(text)
+        except ValueError as error:
+            settings.refuse(settings.DRIVER, setting.refusal(text, str(error)))
     return options
-
-
-def _seconds(parser: argparse.ArgumentParser, name: str, text: str, least: int, most: int) -> float:
-    if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
-        parser.error(f"--{name.replace('_', '-')} {text} is not accepted: whole seconds, {least} to {most}")
-    return float(text)
 
 
 def _configure_log(level: str) -> None:
     """JSON lines on stdout: the engine takes what a plugin writes to stderr for errors."""
     structlog.configure(
         processors=[
+            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,

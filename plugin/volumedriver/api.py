@@ -7,6 +7,7 @@ after a transport error the body is empty: that is refused, never taken for a vo
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -72,17 +73,23 @@ def _told(status: Status, metrics: Metrics) -> dict[str, Callable[[], Response]]
 
 
 def _count(app: Flask, metrics: Metrics, calls: Mapping[str, str]) -> None:
-    """Have each call of the protocol, `calls` by path, counted: refusals and failures too."""
+    """Have each call of the protocol, `calls` by path, counted: refusals and failures too.
+
+    And give each request an id, which the lines of the log have that it causes.
+    """
     metrics.expect(calls.values())
 
     @app.before_request
     def began() -> None:
+        g.request_id = os.urandom(8).hex()
+        structlog.contextvars.bind_contextvars(request=g.request_id)
         if (call := calls.get(request.path)) is not None:
             g.began = time.perf_counter()
             metrics.began(call)
 
     @app.after_request
     def ended(response: Response) -> Response:
+        response.headers["X-Request-Id"] = g.request_id
         if (call := calls.get(request.path)) is not None:
             metrics.ended(call, response.status_code, time.perf_counter() - g.began)
         return response

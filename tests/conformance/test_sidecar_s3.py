@@ -13,7 +13,7 @@ from lab.processes import Running
 from lab.s3 import S3Server
 from lab.sidecar import self_sidecar
 from lab.task import Answer, ask
-from sidecar.__main__ import _options
+from sidecar.__main__ import _credentials, _options
 
 
 class Site:
@@ -217,4 +217,4 @@ def test_where_profiles_are(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert _options(arguments).credentials == expected
+    assert _credentials(_options(arguments)) == expected

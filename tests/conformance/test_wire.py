@@ -706,7 +706,7 @@ def test_second_driver_on_one_socket_is_refused_and_the_first_goes_on(driver: Vo
     ("options", "exit_code", "said"),
     [
         (["--allowed-host-paths", "srv"], 2, "'srv' is not accepted: it is an absolute path"),
-        (["--log-level", "loud"], 2, "'loud' is not accepted"),
+        (["--log-level", "loud"], 2, "is 'loud'; accepted is debug, info, warning or error"),
         (["--hostfs", "/none"], 1, "/none"),
         (["--socket", "/x" * 60], 1, "longer than"),
         (["--help"], 0, "BROKERVOL_SOCKET"),

@@ -20,7 +20,15 @@ _OF_SYSTEM_TESTS = {
     "busybox-static": "/usr/share/doc/busybox-static",
     "systemd": "systemd-analyze",  # not running: it judges our unit
 }
-PACKAGES = {**_OF_SYSTEM_TESTS, "e2fsprogs": "mkfs.ext4", "postgresql": "/usr/lib/postgresql/*/bin/initdb"}
+PACKAGES = {
+    **_OF_SYSTEM_TESTS,
+    "e2fsprogs": "mkfs.ext4",
+    "postgresql": "/usr/lib/postgresql/*/bin/initdb",
+    "chromium-headless-shell": "/usr/bin/chromium*",  # a quarter less than the browser with a window
+    "docker-compose": "docker-compose",
+    "nodejs": "node",
+    "jq": "jq",
+}
 
 # What the tests' own machine (lab/uml.py) is made of. It is unpacked, not installed: to install a file server
 # would start it, now and at every boot. Its kernel is there for x86-64 only.

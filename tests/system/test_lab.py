@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from pathlib import Path
 
+import pytest
+from docker.errors import APIError
 from docker.models.plugins import Plugin
 
+import build
 from lab import images, keeper
 from lab.engine import Engine, traces, wait_until
 
@@ -74,3 +80,29 @@ def test_plugin_processes_are_found_by_id_and_come_back(engine: Engine, plugin: 
     assert not set(after) & set(before)
     plugin.reload()
     assert plugin.enabled
+
+
+def test_a_setting_that_is_not_accepted_is_told_and_can_be_mended(engine: Engine, plugin: Plugin) -> None:
+    """In the engine's log: its own answer is that nobody is at the socket. The right one works."""
+    mark = len(engine.log)
+    with pytest.raises(APIError, match="no such file or directory"):
+        build.enable(plugin, {"NFS_MOUNT_TIMEOUT_S": "99"})
+    told = [line for line in engine.log[mark:].splitlines() if "accepted is" in line]
+    assert len(told) == 1
+    assert (
+        "NFS_MOUNT_TIMEOUT_S (--nfs-mount-timeout-s) is '99'; accepted is a whole number from 1 to 24" in told[0]
+    )
+    assert f"plugin={plugin.id}" in told[0]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    plugin.reload()
+    build.enable(plugin, {"NFS_MOUNT_TIMEOUT_S": "20", "STATUS_LISTEN": address})
+    try:
+        plugin.reload()
+        assert f"STATUS_LISTEN={address}" in (plugin.settings or {})["Env"]
+        wait_until("the status is served", lambda: "status is served" in engine.log[mark:])
+        with urllib.request.urlopen(f"http://{address}/status", timeout=30) as answer:
+            assert json.load(answer)["socket"] == "/run/docker/plugins/brokervol.sock"
+    finally:
+        plugin.reload()
+        build.enable(plugin, {"STATUS_LISTEN": ""})

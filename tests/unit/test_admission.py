@@ -1,15 +1,12 @@
-"""Whose turn it is, as a matter of counting; and the settings of the sidecar's limits."""
+"""Whose turn it is, as a matter of counting."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -21,10 +18,8 @@ from brokervol.server import Connection
 from lab.processes import wait_until
 from sidecar.caller import Caller
 from sidecar.errors import Busy
-from sidecar.limits import DEFAULTS, SETTINGS, Bulkheads, Place, Setting, add_options, limits_of, owner_of
+from sidecar.limits import DEFAULTS, Bulkheads, Place, owner_of
 from storage.exceptions import PermissionDenied
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_a_caller_has_so_many_at_once_and_so_many_wait() -> None:
@@ -193,41 +188,3 @@ def test_a_connection_counts_for_its_caller_and_those_of_nobody_known_for_one() 
             assert owner_of(connection) == caller.owner
         connection.peer = PermissionDenied("it cannot be seen")
         assert owner_of(connection) == "unidentified"
-
-
-# Settings
-
-
-def test_each_setting_is_taken_from_its_option_or_its_variable() -> None:
-    parser = argparse.ArgumentParser()
-    environment = {"BROKERVOL_MAX_REQUESTS": "7", "BROKERVOL_MAX_WAITING": "9", "BROKERVOL_IDLE_TIMEOUT_S": ""}
-    add_options(parser, environment)
-    limits = limits_of(parser.parse_args(["--max-waiting", "3"]))
-    assert limits == DEFAULTS._replace(max_requests=7, max_waiting=3)
-
-
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-def test_each_setting_has_a_range_and_says_so(setting: Setting) -> None:
-    assert setting.least <= setting.default <= setting.most
-    for accepted in (setting.least, setting.most):
-        assert setting.value(str(accepted)) == accepted
-    wrong = [str(setting.least - 1), str(setting.most + 1), "-1", "1.5", "many", "1e3", " 5", "9" * 1000, "٣"]
-    for text in wrong:
-        with pytest.raises(ValueError, match=setting.variable) as refused:
-            setting.value(text)
-        assert f"from {setting.least} to {setting.most}" in str(refused.value)
-        assert len(str(refused.value)) < 250
-
-
-def test_each_setting_can_be_set_for_the_plugin_and_is_documented() -> None:
-    plugin = {entry["name"]: entry for entry in json.loads((ROOT / "config.json").read_text())["env"]}
-    command_line = (ROOT / "docs/command-line.md").read_text()
-    options = (ROOT / "docs/options.md").read_text()
-    for setting in SETTINGS:
-        entry = plugin[setting.variable]
-        assert entry["settable"] == ["value"]
-        assert "value" not in entry, "the default is told once"
-        assert entry["description"] == f"{setting.meaning}; left out: {setting.default}"
-        said = f"`{setting.option}` | `{setting.variable}` | {setting.default} | {setting.least} to {setting.most}"
-        assert f"| {said} | {setting.meaning} |" in command_line
-        assert f"`{setting.variable}`" in options

@@ -14,11 +14,12 @@ ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*ROOT.glob("daemon/**/*.py"), *ROOT.glob("plugin/**/*.py")])
 TESTS = sorted(ROOT.glob("tests/**/*.py"))
 
-# Which of our packages each may import. `brokervol.server` is the one module that both processes share.
+# What both processes share, and which of our packages each may import.
+_SHARED = {"brokervol.server", "brokervol.settings", "brokervol.__version__"}
 ALLOWED = {
     "storage": {"storage"},
-    "sidecar": {"sidecar", "storage", "brokervol.server", "brokervol.bundle"},
-    "volumedriver": {"volumedriver", "storage", "brokervol.server", "brokervol.__version__"},
+    "sidecar": {"sidecar", "storage", "brokervol.bundle", *_SHARED},
+    "volumedriver": {"volumedriver", "storage", *_SHARED},
 }
 OURS = {"storage", "sidecar", "volumedriver", "brokervol"}
 
@@ -49,9 +50,9 @@ HOMES = {
     "cheroot": {"brokervol.server"},
     "pytest": {"storage.testing"},
     "msgspec": {"sidecar.openapi", "sidecar.requests", "volumedriver.api"},
-    "docker": {"build", "brokervol.containers"},
+    "docker": {"build", "brokervol.containers", "brokervol.engine"},
     "rich": {"brokervol.tables"},
-    "prometheus_client": {"volumedriver.metrics"},
+    "prometheus_client": {"volumedriver.metrics", "sidecar.exposition"},
     "pyroute2": {"volumedriver.network"},
 }
 
@@ -105,6 +106,8 @@ def test_the_process_environment_is_read_at_the_composition_roots_only() -> None
         "brokervol.supervisor",
         "brokervol.task",
         "brokervol.volumes",
+        "brokervol.doctor.__main__",
+        "brokervol.logs",
         "brokervol.__main__",
         "brokervol.places",
         "build",

@@ -1,4 +1,7 @@
-"""What the driver tells of itself: the values of its metrics, its status, and that the docs name all of both."""
+"""What the driver tells of itself: the values of its metrics, its status, and that the docs name all of both.
+
+And all metrics of the sidecar, whose values are looked at in `conformance/test_operators.py`.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,11 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from brokervol.server import Load
 from lab import prometheus
 from lab.memory_driver import Machine
+from sidecar import exposition
+from sidecar.metrics import Metrics as SidecarMetrics
 from storage.definitions import Definition, utc_now
 from volumedriver.api import create_app
 from volumedriver.health import ServerHealth, State
@@ -193,8 +199,9 @@ def test_a_mount_that_hangs_does_not_hang_those_who_want_to_see_it(client: Flask
 
 
 def test_the_page_lists_the_metrics_that_there_are(client: FlaskClient) -> None:
-    text = client.get("/metrics").text
-    exported = set(re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE))
+    counts, load = SidecarMetrics().counts(), Load(0, 0, 0, {})
+    of_sidecar = exposition.text(counts, load, is_driver_up=True).decode()
+    exported = set(re.findall(r"^# TYPE (\w+) ", client.get("/metrics").text + of_sidecar, re.MULTILINE))
     listed = re.findall(r"^\| `(brokervol_\w+|process_\w+)`", PAGE, re.MULTILINE)
     assert len(listed) == len({*listed})
     assert {*listed} == exported

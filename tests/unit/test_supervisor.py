@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -338,59 +337,31 @@ def test_an_orphan_is_adopted_and_reaped() -> None:
 # --- `brokervol daemon` ----------------------------------------------------------------------------------
 
 
-def commands(options: argparse.Namespace) -> list[list[str]]:
-    return [program.command[3:] for program in programs(options, {})]
-
-
-def test_the_daemon_has_the_documented_defaults() -> None:
-    driver, sidecar = commands(parse([], {}))
-    assert " ".join(driver) == (
-        "volumedriver --socket /run/docker/plugins/brokervol.sock --root /var/lib/brokervol --hostfs /"
-    )
-    assert " ".join(sidecar) == (
-        "sidecar --listen /var/lib/brokervol/sidecar/broker.sock --view caller --root /var/lib/brokervol"
-    )
-
-
-def test_options_go_before_variables_and_reach_the_children() -> None:
-    environment = {
-        "BROKERVOL_SOCKET": "/s",
-        "BROKERVOL_ROOT": "/r",
-        "BROKERVOL_HOSTFS": "/hostfs",
-        "BROKERVOL_VIEW": "self",
-        "BROKERVOL_WORKSPACES": "/w",
-        "BROKERVOL_CREDENTIALS": "/c",
-        "ALLOWED_HOST_PATHS": "/srv",
-        "LOG_LEVEL": "WARNING",
-        "DATABASE_URL": "sqlite:///x",
-    }
-    options = parse(["--root", "/other", "--database-url", "sqlite:///y"], environment)
-    assert [" ".join(command) for command in commands(options)] == [
-        "volumedriver --socket /s --root /other --hostfs /hostfs",
-        "sidecar --listen /other/sidecar/broker.sock --view self --root /other --workspaces /w --credentials /c",
-    ]
-    for program in programs(options, environment):
+def test_what_the_daemon_is_given_reaches_both_processes() -> None:
+    environment = {"BROKERVOL_ROOT": "/r", "BROKERVOL_MAX_WAITING": "9", "LOG_LEVEL": "WARNING", "OTHER": "x"}
+    options = parse(["--root", "/other", "--nfs-probe-s", "7", "--database-url", "sqlite:///y"], environment)
+    driver, sidecar = programs(options, environment)
+    assert (driver.command[3:], sidecar.command[3:]) == (["volumedriver"], ["sidecar"])
+    for program in (driver, sidecar):
         assert program.environment == {
-            **environment,
-            "LOG_LEVEL": "warning",
+            "BROKERVOL_ROOT": "/other",
+            "BROKERVOL_MAX_WAITING": "9",
+            "LOG_LEVEL": "WARNING",
+            "NFS_PROBE_S": "7",
             "DATABASE_URL": "sqlite:///y",
+            "OTHER": "x",
             "BROKERVOL_SUPERVISED": str(os.getpid()),
         }
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--view", "mine"], "--view: mine is neither caller nor self"),
-        (["--log-level", "loud"], "--log-level: loud is none of debug, info, warning, error"),
-        (["--sock", "x"], "unrecognized arguments"),
-    ],
-)
-def test_a_wrong_option_is_told(capfd: pytest.CaptureFixture[str], arguments: list[str], sentence: str) -> None:
-    with pytest.raises(SystemExit) as end:
-        parse(arguments, {})
-    assert end.value.code == 2
-    assert sentence in capfd.readouterr().err
+def test_a_child_that_does_not_accept_its_settings_ends_it_all() -> None:
+    """Another start would not help, and an engine should not wait for one."""
+    with supervise(python("raise SystemExit(2)"), python(CHILD)) as supervised:
+        stopping = supervised.event("stopping")
+        out, _ = supervised.process.communicate(timeout=20)
+    assert stopping["reason"] == "settings that are not accepted"
+    assert supervised.process.returncode == 2
+    assert "received SIGTERM 0" in out or "up" not in supervised.said
 
 
 @pytest.mark.root

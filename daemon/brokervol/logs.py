@@ -1,0 +1,230 @@
+"""`brokervol logs`: what the driver, the sidecar and their supervisor have said on this host."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import IO, Any
+
+from brokervol import tables
+from brokervol.console import EXIT_OUTPUT_CLOSED, complain
+from brokervol.doctor import site
+from brokervol.logfile import log_path
+from brokervol.supervisor import LEVELS
+from brokervol.task import abandon_output
+
+_EXIT_NONE = 1
+_POLL_S = 0.2
+_LINES = 100
+_WIDTHS = (7, 20, 10)
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_SPAN = re.compile(r"([0-9]{1,6})([smhd])")
+_SHOWN_ELSEWHERE = frozenset(("timestamp", "level", "process", "event", "exception"))
+
+_EPILOG = """\
+exit codes: 0 it was shown, 1 there is no log to be seen, 2 wrong usage
+
+examples:
+  sudo brokervol logs -f
+  sudo brokervol logs --since 2h --level warning
+  sudo brokervol logs --request 3f2a77c09d1e4b58
+"""
+
+Entry = Mapping[str, Any]
+
+
+class Unseen(Exception):
+    """There is no log to be seen. The message is a sentence that says what to do."""
+
+
+def entries(path: str, *, follow: bool = False) -> Iterator[tuple[str, Entry]]:
+    """The lines of the log, as they stand and parsed, the older file first; without those that are no entries.
+
+    Follows what is written later, over a change of files, if `follow`: then after each look that found nothing new
+    a line is "".
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with contextlib.suppress(FileNotFoundError), open(f"{path}.1", encoding="utf-8", errors="replace") as older:
+        yield from _parsed(older)
+    file = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115  # another, when that is turned over
+    try:
+        yield from _parsed(file)
+        while follow:
+            yield "", {}
+            if _is_replaced(file, path):
+                yield from _parsed(file)  # what was written last
+                file.close()
+                file = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115
+            yield from _parsed(file)
+    finally:
+        file.close()
+
+
+def _is_replaced(file: IO[str], path: str) -> bool:
+    try:
+        return os.stat(path).st_ino != os.fstat(file.fileno()).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _parsed(file: IO[str]) -> Iterator[tuple[str, Entry]]:
+    """From where the file was read to, up to its last whole line."""
+    while True:
+        start = file.tell()
+        line = file.readline()
+        if not line.endswith("\n"):
+            file.seek(start)
+            return
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict):
+                yield line.rstrip("\n"), entry
+
+
+def _is_wanted(entry: Entry, options: argparse.Namespace) -> bool:
+    level = entry.get("level", "info")
+    if level in LEVELS and LEVELS.index(level) < LEVELS.index(options.level):
+        return False
+    if options.since is not None and str(entry.get("timestamp", "")) < options.since:
+        return False
+    if options.volume is not None and options.volume not in (entry.get("volume"), entry.get("workspace")):
+        return False
+    return options.request is None or entry.get("request") == options.request
+
+
+def text_of(entry: Entry) -> str:
+    """The event and its facts: `volume mounted  volume=data id=3f2a`."""
+    facts = [f"{key}={_word(value)}" for key, value in entry.items() if key not in _SHOWN_ELSEWHERE]
+    shown = "  ".join(filter(None, (str(entry.get("event", "")), " ".join(facts))))
+    return "\n".join([shown, *str(entry.get("exception", "")).splitlines()])
+
+
+def _word(value: object) -> str:
+    if isinstance(value, str) and value and not re.search(r'[\s"=]', value):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _show(line: str, entry: Entry, *, is_json: bool) -> None:
+    if is_json:
+        print(line, flush=True)
+        return
+    told = str(entry.get("timestamp", ""))
+    time_shown = f"{told[:19]}Z" if len(told) > 19 else told
+    first, *more = text_of(entry).splitlines()
+    tables.show_row((str(entry.get("level", "")), time_shown, str(entry.get("process", "")), first), _WIDTHS)
+    for each in more:
+        tables.show_row(("", "", "", each), _WIDTHS)
+
+
+def _run(options: argparse.Namespace) -> None:
+    path = _path(options.root)
+    most = options.lines if options.lines is not None else (None if options.since else _LINES)
+    waiting: deque[tuple[str, Entry]] | None = deque(maxlen=most)
+    for line, entry in entries(path, follow=options.follow):
+        if not line:  # all that there was has been read
+            _flush(waiting, is_json=options.json)
+            waiting = None
+            time.sleep(_POLL_S)
+        elif _is_wanted(entry, options):
+            if waiting is None:
+                _show(line, entry, is_json=options.json)
+            else:
+                waiting.append((line, entry))
+    _flush(waiting, is_json=options.json)
+
+
+def _flush(waiting: deque[tuple[str, Entry]] | None, *, is_json: bool) -> None:
+    for line, entry in waiting or ():
+        _show(line, entry, is_json=is_json)
+
+
+def _path(root: str | None) -> str:
+    """Raises Unseen."""
+    root = root or site.find(None, None, os.environ).root
+    if root is None:
+        raise Unseen(
+            "no driver's directory is to be seen: "
+            + ("run this as root" if os.geteuid() else "name it by --root; without a driver there is none")
+        )
+    path = log_path(root)
+    try:
+        os.stat(path)
+    except PermissionError:
+        raise Unseen(f"{path} is closed to this user: run this as root") from None
+    except OSError as error:
+        raise Unseen(
+            f"{path} is not to be seen ({error.strerror}): `brokervol daemon` writes it, as the plugin does; the"
+            " driver or the sidecar alone has only its standard output"
+        ) from error
+    return path
+
+
+def _since(text: str) -> str:
+    """What timestamps are compared with."""
+    if match := _SPAN.fullmatch(text):
+        moment = datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
+    else:
+        try:
+            moment = datetime.fromisoformat(text).astimezone(UTC)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not accepted: 30s, 10m, 2h, 1d, or a time as in 2026-01-02T03:04:05"
+            ) from None
+    return moment.replace(tzinfo=None).isoformat()
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: a number of lines")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="brokervol logs",
+        description="Show what the driver, the sidecar and their supervisor have said on this host.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with what is said later, until Ctrl-C")
+    parser.add_argument(
+        "-n", "--lines", metavar="N", type=_count, help=f"the last N lines ({_LINES}; with --since all)"
+    )
+    parser.add_argument("--since", metavar="TIME", type=_since, help="30s, 10m, 2h, 1d ago, or a time")
+    parser.add_argument("--level", choices=LEVELS, default=LEVELS[0], help="the least level (%(default)s)")
+    parser.add_argument("--volume", metavar="NAME", help="only what names this volume or workspace")
+    parser.add_argument("--request", metavar="ID", help="only what this request caused")
+    parser.add_argument("--json", action="store_true", help="the lines as they are kept, an object each")
+    parser.add_argument("--root", metavar="DIR", help="the driver's directory of state (else that of the plugin)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 1 if there is no log to be seen, 2 for wrong usage."""
+    try:
+        _run(_parser().parse_args(argv))
+        sys.stdout.flush()
+    except Unseen as failure:
+        complain("logs", "", str(failure))
+        return _EXIT_NONE
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            abandon_output()
+            return EXIT_OUTPUT_CLOSED
+        complain("logs", error.filename or "", (error.strerror or str(error)).lower())
+        return _EXIT_NONE
+    except KeyboardInterrupt:  # the way to end --follow
+        return 0
+    return 0

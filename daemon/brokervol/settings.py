@@ -1,0 +1,490 @@
+"""Every setting of the driver, the sidecar and the daemon that runs both, declared once.
+
+From here come the options and `--help`, the checks at start, the plugin's `config.json` and the table in
+docs/operations.md (`tests/lab/declared.py` writes these two). Standard library, and little of it: the supervisor
+reads settings, too. Nothing here looks at the process's environment; that is for whoever asks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, overload
+
+T = TypeVar("T")
+
+EXIT_REFUSED = 2
+"""What a process ends with whose settings are not accepted. To start it again does not help."""
+
+DRIVER, SIDECAR, DAEMON = "driver", "sidecar", "daemon"
+
+_LONGEST_SHOWN = 60
+_DATABASE = re.compile(r"(sqlite|postgresql)(\+\w+)?://.*", re.DOTALL)
+_WHOLE = re.compile("[0-9]{1,12}")
+_A_DAY_S = 86_400
+
+
+class Kind(NamedTuple, Generic[T]):
+    """What texts are accepted, in words, and what they mean. `parse` raises ValueError for others."""
+
+    accepted: str
+    parse: Callable[[str], T]
+
+
+def _text(accepted: str) -> Kind[str]:
+    return Kind(accepted, str)
+
+
+def _whole(least: int, most: int) -> Kind[int]:
+    def parse(text: str) -> int:
+        if _WHOLE.fullmatch(text) is None or not least <= int(text) <= most:
+            raise ValueError
+        return int(text)
+
+    return Kind(f"a whole number from {least} to {most}", parse)
+
+
+def _choice(*words: str) -> Kind[str]:
+    def parse(text: str) -> str:
+        if text.lower() not in words:
+            raise ValueError
+        return text.lower()
+
+    return Kind(f"{', '.join(words[:-1])} or {words[-1]}", parse)
+
+
+class Address(NamedTuple):
+    """Where to listen: a literal address and a port; port 0 is any that is free."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _loopback(text: str) -> Address | None:
+    if not text:
+        return None
+    import ipaddress  # noqa: PLC0415  # most hosts have no such port
+
+    host, _, port = text.rpartition(":")
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    address = ipaddress.ip_address(host[1:-1] if is_bracketed else host)
+    if is_bracketed != (address.version == 6) or not address.is_loopback:
+        raise ValueError
+    return Address(str(address), _whole(0, 65535).parse(port))
+
+
+def _database(text: str) -> str:
+    if text and _DATABASE.fullmatch(text) is None:
+        raise ValueError
+    return text
+
+
+class Setting(Generic[T]):
+    """One setting; of an object of `Settings` it is the value.
+
+    Attributes:
+        name: of the attribute; with hyphens that of the option.
+        variable: of the environment.
+        default: the text that counts where none is given.
+        otherwise: what is done where the default is no text, in words.
+        meaning: what it is for, in a clause.
+        readers: the processes that read it; the daemon reads all and hands them on.
+        is_of_sdk: whether it is for the SDK of S3, which reads the environment itself: it is no option, and where
+            it is not given the SDK decides.
+        is_secret: whether the text may hold a password, and is not repeated.
+        in_plugin: its text in the managed plugin: None where that is the default.
+        is_of_plugin, is_settable: whether `docker plugin inspect` shows it, and `docker plugin set` changes it.
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        kind: Kind[T],
+        default: str,
+        meaning: str,
+        *readers: str,
+        variable: str = "",
+        otherwise: str = "",
+        is_of_sdk: bool = False,
+        is_secret: bool = False,
+        in_plugin: str | None = None,
+        is_of_plugin: bool = True,
+        is_settable: bool = True,
+    ) -> None:
+        self.kind, self.default, self.meaning, self.readers = kind, default, meaning, readers
+        self.variable, self.otherwise = variable, otherwise
+        self.is_of_sdk, self.is_secret = is_of_sdk, is_secret
+        self.in_plugin, self.is_of_plugin, self.is_settable = in_plugin, is_of_plugin, is_settable
+
+    def __set_name__(self, owner: type[Settings], name: str) -> None:
+        self.name = name
+        self.variable = self.variable or f"BROKERVOL_{name.upper()}"
+
+    @overload
+    def __get__(self, instance: None, owner: type[Settings]) -> Setting[T]: ...
+    @overload
+    def __get__(self, instance: Settings, owner: type[Settings]) -> T: ...
+    def __get__(self, instance: Settings | None, owner: type[Settings]) -> Setting[T] | T:
+        return self if instance is None else self.value(instance.texts.get(self.name, ""))
+
+    @property
+    def option(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+    def value(self, text: str) -> T:
+        """What a text says; an empty one, which is all that `docker plugin set` can take away, says the default.
+
+        Raises:
+            ValueError: it is not accepted; the sentence names the variable, the text, and what is.
+        """
+        try:
+            return self.kind.parse(text or self.default)
+        except ValueError:
+            raise ValueError(self.refusal(text, f"accepted is {self.kind.accepted}")) from None
+
+    def refusal(self, text: str, why: str) -> str:
+        """The sentence that refuses a text."""
+        named = self.variable if self.is_of_sdk else f"{self.variable} ({self.option})"
+        shown = "something that is not repeated here" if self.is_secret else f"{text!r:.{_LONGEST_SHOWN}}"
+        return f"{named} is {shown}; {why}"
+
+    def is_read_by(self, process: str) -> bool:
+        return process == DAEMON or process in self.readers
+
+
+_PATH = _text("a path")
+_BOTH = (DRIVER, SIDECAR)
+
+
+class Settings:
+    """What one process was given, by name. A value that it was not given is the default."""
+
+    root = Setting(
+        _PATH,
+        "/var/lib/brokervol",
+        "where volumes are mounted (volumes/) and state is kept (.state/)",
+        *_BOTH,
+        in_plugin="/data/published",
+        is_settable=False,
+    )
+    hostfs = Setting(
+        _PATH,
+        "/",
+        "where the host's root directory is seen",
+        *_BOTH,
+        in_plugin="/hostfs",
+        is_settable=False,
+    )
+    socket = Setting(
+        _PATH,
+        "/run/docker/plugins/brokervol.sock",
+        "the socket that the engine calls; the sidecar asks there what its status page shows",
+        *_BOTH,
+        is_settable=False,
+    )
+    log_level = Setting(
+        _choice("debug", "info", "warning", "error"),
+        "info",
+        "the least severity that is logged",
+        *_BOTH,
+        DAEMON,
+        variable="LOG_LEVEL",
+    )
+    status_listen = Setting(
+        Kind("a loopback address with a port, such as 127.0.0.1:9323 or [::1]:9323", _loopback),
+        "",
+        "where /metrics, /status and a page of the status are served to everybody on this host",
+        SIDECAR,
+        variable="STATUS_LISTEN",
+        otherwise="nowhere",
+    )
+
+    allowed_host_paths = Setting(
+        _text("absolute directories, separated by colons or commas"),
+        "",
+        "the host directories that host_path must lie in",
+        DRIVER,
+        variable="ALLOWED_HOST_PATHS",
+        otherwise="all but the system's",
+    )
+    allowed_nfs_servers = Setting(
+        _text("names, addresses and networks, each with or without :/directory, separated by commas or spaces"),
+        "",
+        "the NFS servers to mount from",
+        DRIVER,
+        variable="ALLOWED_NFS_SERVERS",
+        otherwise="all",
+    )
+    nfs_mount_timeout_s = Setting(
+        _whole(1, 24),
+        "20",
+        "seconds that mounting an NFS volume may take",
+        DRIVER,
+        variable="NFS_MOUNT_TIMEOUT_S",
+    )
+    nfs_probe_s = Setting(
+        _whole(1, 3600),
+        "30",
+        "seconds between probes of an NFS server that is in use and answers",
+        DRIVER,
+        variable="NFS_PROBE_S",
+    )
+    nfs_boot_s = Setting(
+        _whole(0, 3600),
+        "300",
+        "for so many seconds after the host's boot an NFS mount waits for a server that is not there yet",
+        DRIVER,
+        variable="NFS_BOOT_S",
+    )
+    reconcile_s = Setting(
+        _whole(0, _A_DAY_S),
+        "60",
+        "seconds between two looks at what is mounted and used; 0: only at start",
+        DRIVER,
+    )
+    reference_grace_s = Setting(
+        _whole(1, _A_DAY_S),
+        "120",
+        "seconds that a mount is kept which a killed engine asked for and nobody uses",
+        DRIVER,
+    )
+
+    listen = Setting(
+        _PATH,
+        "",
+        "the socket that tasks call",
+        SIDECAR,
+        otherwise="ROOT/sidecar/broker.sock",
+        is_of_plugin=False,
+    )
+    view = Setting(
+        _choice("caller", "self"),
+        "caller",
+        "whose paths and identity count: the caller's, or the sidecar's own",
+        SIDECAR,
+        is_of_plugin=False,
+    )
+    workspaces = Setting(
+        _PATH,
+        "",
+        "for the view of its own: JSON of workspace name to configuration",
+        SIDECAR,
+        otherwise="none",
+        is_of_plugin=False,
+    )
+    database_url = Setting(
+        Kind("an URL for SQLAlchemy, of sqlite:// or postgresql://", _database),
+        "",
+        "the database of the catalog of files",
+        SIDECAR,
+        variable="DATABASE_URL",
+        otherwise="SQLite below ROOT",
+        is_secret=True,
+    )
+    audit_log = Setting(
+        _text("a file, below ROOT/.state if relative; - for standard output; off"),
+        "audit.jsonl",
+        "where it is written who did what",
+        SIDECAR,
+    )
+    credentials = Setting(
+        _PATH,
+        "",
+        "profiles with the keys for S3, as in AWS's shared credentials file",
+        SIDECAR,
+        otherwise="AWS_SHARED_CREDENTIALS_FILE, or HOSTFS/etc/brokervol/credentials",
+        in_plugin="/hostfs/etc/brokervol/credentials",
+    )
+    s3_bulk = Setting(
+        _choice("obstore", "boto3"),
+        "obstore",
+        "the library that carries S3 objects by the thousand",
+        SIDECAR,
+    )
+
+    max_requests = Setting(_whole(1, 4096), "128", "requests worked on at once", SIDECAR)
+    max_requests_per_caller = Setting(
+        _whole(1, 4096), "24", "of them of one caller: a container, or a user outside of any", SIDECAR
+    )
+    max_requests_per_workspace = Setting(
+        _whole(1, 4096), "32", "of them in one workspace; of one caller half of these", SIDECAR
+    )
+    max_waiting = Setting(_whole(0, 10_000), "64", "requests of one caller that wait for their turn", SIDECAR)
+    max_connections_per_caller = Setting(
+        _whole(1, 65_536), "256", "connections of one caller, idle ones too", SIDECAR
+    )
+    max_body_bytes = Setting(_whole(1024, 1024**3), "4194304", "bytes of a body of JSON", SIDECAR)
+    header_timeout_s = Setting(_whole(1, 3600), "10", "seconds for the head of a request to come", SIDECAR)
+    client_timeout_s = Setting(
+        _whole(1, _A_DAY_S), "30", "seconds without a byte of a body sent, or of an answer read", SIDECAR
+    )
+    client_bytes_per_s = Setting(
+        _whole(0, 1024**3), "64", "what a client must send or read a second, after these seconds", SIDECAR
+    )
+    idle_timeout_s = Setting(
+        _whole(1, _A_DAY_S), "60", "seconds that a connection may be silent between requests", SIDECAR
+    )
+    drain_timeout_s = Setting(
+        _whole(0, 3600), "7", "seconds for requests in flight to end, when the sidecar is told to", SIDECAR
+    )
+
+    aws_shared_credentials_file = Setting(
+        _PATH,
+        "",
+        "as `BROKERVOL_CREDENTIALS`, where that is not given",
+        SIDECAR,
+        variable="AWS_SHARED_CREDENTIALS_FILE",
+        otherwise="see there",
+        is_of_sdk=True,
+        is_of_plugin=False,
+    )
+    aws_endpoint_url_s3 = Setting(
+        _text("an URL"),
+        "",
+        "the S3 service of volumes without endpoint_url",
+        SIDECAR,
+        variable="AWS_ENDPOINT_URL_S3",
+        otherwise="AWS",
+        is_of_sdk=True,
+    )
+    aws_default_region = Setting(
+        _text("a region"),
+        "",
+        "the region of volumes without region_name, where their profile has none",
+        SIDECAR,
+        variable="AWS_DEFAULT_REGION",
+        otherwise="none",
+        is_of_sdk=True,
+    )
+    aws_ca_bundle = Setting(
+        _PATH,
+        "",
+        "certificates to trust, of an S3 service with its own authority; in the plugin below /hostfs",
+        SIDECAR,
+        variable="AWS_CA_BUNDLE",
+        otherwise="those of certifi",
+        is_of_sdk=True,
+    )
+    aws_max_attempts = Setting(
+        _whole(1, 100),
+        "3",
+        "how often a request to S3 is sent at most",
+        SIDECAR,
+        variable="AWS_MAX_ATTEMPTS",
+        is_of_sdk=True,
+    )
+    aws_request_checksum_calculation = Setting(
+        _choice("when_supported", "when_required"),
+        "when_supported",
+        "when_required for S3 services that do not know the newer checksums",
+        SIDECAR,
+        variable="AWS_REQUEST_CHECKSUM_CALCULATION",
+        is_of_sdk=True,
+    )
+    https_proxy = Setting(
+        _text("an URL, such as http://proxy:3128"),
+        "",
+        "the proxy on the way to S3",
+        SIDECAR,
+        variable="HTTPS_PROXY",
+        otherwise="none",
+        is_of_sdk=True,
+    )
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        """Take texts that are accepted, by the names of settings; see `read`."""
+        self.texts = texts
+
+    def environment(self) -> dict[str, str]:
+        """The same as variables, for another process."""
+        return {setting.variable: self.texts[setting.name] for setting in ALL if setting.name in self.texts}
+
+
+ALL: tuple[Setting[Any], ...] = tuple(found for found in vars(Settings).values() if isinstance(found, Setting))
+
+
+def read(process: str, description: str, argv: Sequence[str] | None, environment: Mapping[str, str]) -> Settings:
+    """What a process is given by its options, or else by variables.
+
+    Raises:
+        SystemExit: it has nothing to do but to end, with EXIT_REFUSED after a sentence on standard error for each
+            text that is not accepted; or with 0 after `--help`.
+    """
+    parser = _parser(process, description)
+    given = vars(parser.parse_args(argv))
+    texts, refusals = {}, []
+    for setting in ALL:
+        if not setting.is_read_by(process):
+            continue
+        text = given.get(setting.name) or environment.get(setting.variable) or ""
+        try:
+            setting.value(text)
+        except ValueError as error:
+            refusals.append(str(error))
+        if text:
+            texts[setting.name] = text
+    if refusals:
+        refuse(process, *refusals)
+    return Settings(texts)
+
+
+def refuse(process: str, *sentences: str) -> NoReturn:
+    """End the process, as its settings are not accepted."""
+    for sentence in sentences:
+        print(f"brokervol {process}: {sentence}", file=sys.stderr)
+    raise SystemExit(EXIT_REFUSED)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Without the usage, of some forty options, before it."""
+        refuse(self.prog.removeprefix("brokervol "), f"{message}; --help lists what is accepted")
+
+
+def _parser(process: str, description: str) -> argparse.ArgumentParser:
+    found = [setting for setting in ALL if setting.is_read_by(process)]
+    others = ", ".join(setting.variable for setting in found if setting.is_of_sdk)
+    parser = _Parser(
+        prog=f"brokervol {process}",
+        description=description,
+        epilog="Each option may be given by the variable in brackets instead."
+        + (f" Variables without an option: {others}." if others else ""),
+        allow_abbrev=False,
+    )
+    for setting in found:
+        if not setting.is_of_sdk:
+            parser.add_argument(setting.option, metavar="TEXT", help=_help(setting).replace("%", "%%"))
+    return parser
+
+
+def _help(setting: Setting[Any]) -> str:
+    left_out = setting.otherwise or setting.default
+    return f"{setting.meaning} [{setting.variable}]; accepted: {setting.kind.accepted} (default: {left_out})"
+
+
+def plugin_environment() -> Iterator[dict[str, Any]]:
+    """The settings as config.json of the managed plugin lists them."""
+    for setting in ALL:
+        if not setting.is_of_plugin:
+            continue
+        left_out = f"; left out: {setting.otherwise}" if setting.otherwise else ""
+        entry: dict[str, Any] = {
+            "name": setting.variable,
+            "description": f"{setting.meaning}; {setting.kind.accepted}{left_out}",
+            "settable": ["value"] if setting.is_settable else [],
+        }
+        if not setting.is_of_sdk:
+            entry["value"] = setting.default if setting.in_plugin is None else setting.in_plugin
+        yield entry
+    yield {
+        "name": "PYTHONUNBUFFERED",
+        "description": "log lines reach the engine's log when they are written",
+        "settable": [],
+        "value": "1",
+    }
