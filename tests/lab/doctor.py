@@ -1,0 +1,85 @@
+"""`brokervol doctor`, run as a user runs it; what it found."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+_TIMEOUT_S = 60
+
+
+def on_terminal(columns: int, *arguments: str, prefix: Sequence[str] = (), **environment: str) -> str:
+    """What a terminal of so many columns is sent, where no engine runs and a fault is found."""
+    given = {**os.environ, "DOCKER_HOST": "unix:///nowhere", "COLUMNS": str(columns), "TERM": "xterm"}
+    given.pop("NO_COLOR", None)
+    controller, terminal = os.openpty()
+    line, text = [*prefix, *command(*arguments)], b""
+    with (
+        open(controller, "rb", buffering=0) as output,
+        subprocess.Popen(line, env={**given, **environment}, stdout=terminal) as process,
+    ):
+        os.close(terminal)
+        with contextlib.suppress(OSError):  # the terminal's other side is closed
+            while part := output.read(65536):
+                text += part
+        assert process.wait(_TIMEOUT_S) == 3
+    return text.decode()
+
+
+class Told(NamedTuple):
+    """A finding, as `--json` has it."""
+
+    check: str
+    subject: str
+    result: str
+    finding: str
+    cure: str
+
+
+class Diagnosis(NamedTuple):
+    exit_code: int
+    findings: list[Told]
+
+    def bad(self) -> list[str]:
+        """The checks with faults and warnings."""
+        return [told.check for told in self.findings if told.result in ("fault", "warning")]
+
+    def of(self, check: str) -> Told:
+        """What this check found, which must be one thing."""
+        (told,) = (told for told in self.findings if told.check == check)
+        return told
+
+    def fault(self, check: str) -> Told:
+        """The fault that this check found, which must be one."""
+        (told,) = (told for told in self.findings if told.check == check and told.result == "fault")
+        assert self.exit_code == 3
+        assert told.cure
+        return told
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "brokervol", "doctor", *arguments]
+
+
+def run(
+    *arguments: str, prefix: Sequence[str] = (), docker_host: str = "unix:///nowhere", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Have it print what it prints; no engine is asked unless one is named."""
+    given: Mapping[str, str] = {**os.environ, "DOCKER_HOST": docker_host, **environment}
+    line = [*prefix, *command(*arguments)]
+    return subprocess.run(line, env=given, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+
+
+def diagnose(
+    *arguments: str, prefix: Sequence[str] = (), docker_host: str = "unix:///nowhere", **environment: str
+) -> Diagnosis:
+    """The same by `--json`."""
+    done = run("--json", *arguments, prefix=prefix, docker_host=docker_host, **environment)
+    assert done.stderr == "", done.stderr
+    document = json.loads(done.stdout)
+    return Diagnosis(done.returncode, [Told(**finding) for finding in document["findings"]])
