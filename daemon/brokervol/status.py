@@ -55,15 +55,21 @@ class Several(Unreachable):
     exit_code = _EXIT_USAGE
 
 
-class _Connection(http.client.HTTPConnection):
+class SocketConnection(http.client.HTTPConnection):
+    """HTTP to who listens on a Unix socket, at a path of any length."""
+
     def __init__(self, socket_path: str) -> None:
-        super().__init__("driver", timeout=_TIMEOUT_S)
+        super().__init__("localhost", timeout=_TIMEOUT_S)
         self._socket_path = socket_path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(_TIMEOUT_S)
-        self.sock.connect(self._socket_path)
+        directory = os.open(os.path.dirname(self._socket_path) or ".", os.O_PATH | os.O_DIRECTORY)
+        try:  # the kernel takes no more than 107 bytes
+            self.sock.connect(f"/proc/self/fd/{directory}/{os.path.basename(self._socket_path)}")
+        finally:
+            os.close(directory)
 
 
 def find_driver(socket_path: str | None, plugins: str = PLUGINS) -> Document:
@@ -97,7 +103,7 @@ def find_driver(socket_path: str | None, plugins: str = PLUGINS) -> Document:
 
 def _asked(socket_path: str) -> Document:
     """Raises Unreachable."""
-    connection = _Connection(socket_path)
+    connection = SocketConnection(socket_path)
     try:
         connection.request("GET", _PATH)
         response = connection.getresponse()
@@ -127,6 +133,7 @@ def look(socket_path: str | None) -> Document:
         Unreachable: no driver answers.
     """
     document = find_driver(socket_path)
+    document["sidecar"] = _sidecar(document)
     volumes = document["volumes"]
     holders = containers.of_engine(volume["name"] for volume in volumes)
     document["holders_from"] = "engine"
@@ -139,6 +146,22 @@ def look(socket_path: str | None) -> Document:
         for key in ("shown", "host_path"):  # what only `of_kernel` needs
             del volume[key]
     return document
+
+
+def _sidecar(document: Document) -> Document | None:
+    """What the sidecar beside the driver says of itself; None if none answers.
+
+    Its socket for operators is in the driver's directory, which is that of another mount namespace in a plugin.
+    """
+    connection = SocketConnection(f"/proc/{document['pid']}/root{document['root']}/.state/operators.sock")
+    try:
+        connection.request("GET", "/status")
+        told: Document = json.loads(connection.getresponse().read())["sidecar"]
+    except (OSError, http.client.HTTPException, ValueError, KeyError):
+        return None
+    finally:
+        connection.close()
+    return told
 
 
 def _rank(holder: Holder) -> tuple[bool, str, int]:
@@ -155,7 +178,7 @@ def page(document: Document, now: datetime) -> Page:
     volumes, servers = document["volumes"], document["nfs_servers"]
     mounted = sum(volume["is_mounted"] for volume in volumes)
     driver = f"brokervol {document['version']} at {document['socket']}, up {_duration(document['uptime_s'])}"
-    parts: list[str | Table] = [f"{driver}: {len(volumes)} volumes, {mounted} mounted"]
+    parts: list[str | Table] = [f"{driver}: {len(volumes)} volumes, {mounted} mounted", _load(document["sidecar"])]
     if volumes:
         parts += ["", _volumes(volumes)]
     if servers:
@@ -168,6 +191,16 @@ def page(document: Document, now: datetime) -> Page:
     if mounted and document["holders_from"] == "processes":
         notes.append("No Docker engine was asked, so running processes are shown, and containers by their IDs.")
     return [*parts, "", *notes] if notes else parts
+
+
+def _load(sidecar: Mapping[str, Any] | None) -> str:
+    if sidecar is None:
+        return "no sidecar answers beside it"
+    refused = sum(sidecar["refused"].values())
+    return (
+        f"sidecar, up {_duration(sidecar['uptime_s'])}: {sidecar['connections']} connections,"
+        f" {sidecar['running']} requests running, {sidecar['waiting']} waiting, {refused} refused so far"
+    )
 
 
 def _volumes(volumes: Sequence[Mapping[str, Any]]) -> Table:

@@ -206,8 +206,8 @@ def test_mount_that_nobody_holds(host: PluginHost) -> None:
     assert "no volume there is in use" in told.finding
 
 
-def test_full_disk_of_the_state(tmp_path: Path) -> None:
-    with contextlib.closing(Host(tmp_path / "host")) as small:
+def test_full_disk_of_the_state() -> None:
+    with temporary_directory() as directory, contextlib.closing(Host(directory / "host")) as small:
         (small.files / "root").mkdir()
         small.run("mount", "-t", "tmpfs", "-o", "size=8m,mode=755", "small", f"{small.directory}/root")
         with driver_on(small) as driver, sidecar_on(small) as sidecar:

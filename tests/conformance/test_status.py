@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from lab import prometheus
+from lab.directories import temporary_directory
 from lab.namespaces import Host
+from lab.plugin_host import plugin_host
 from lab.processes import wait_until
-from lab.unix_http import request
+from lab.unix_http import connected, request
 from lab.volume_driver import VolumeDriver, driver_on
 from storage.mountinfo import mount_at
 
@@ -114,3 +116,11 @@ def test_a_silent_server_is_shown_while_a_mount_waits_for_it_and_after(driver: V
     (problem,) = json.loads(told.stdout)["problems"]
     assert (problem["subject"], problem["health"]) == (f"NFS server {server}", "unreachable")
     assert problem["reason"]
+
+
+def test_the_load_of_the_sidecar_is_shown() -> None:
+    with temporary_directory() as directory, plugin_host(directory) as host:
+        with connected(host.sidecar.socket_path), connected(host.sidecar.socket_path):
+            wait_until(lambda: (status(host.driver)["sidecar"] or {}).get("connections") == 2, "two connections")
+        host.sidecar.kill()
+        assert status(host.driver)["sidecar"] is None

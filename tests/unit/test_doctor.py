@@ -21,6 +21,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from brokervol import engine as asked
+from brokervol import status
 from brokervol.doctor import __main__ as command
 from brokervol.doctor import checks, engine, host, nfs, s3, service
 from brokervol.doctor.checks import CHECKS, Check, Told
@@ -266,7 +267,7 @@ def test_a_driver_without_its_capabilities() -> None:
 
 
 def test_a_sidecar_that_is_not_there_or_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(status, "_TIMEOUT_S", 0.2)
     with temporary_directory() as root:
         (missing,) = service.check_sidecar(with_driver(root))
         (root / "sidecar").mkdir()

@@ -105,7 +105,9 @@ def driver(path: str, document: Callable[[], object]) -> contextlib.AbstractCont
 
 
 def page(document: dict[str, Any]) -> list[str]:
-    return tables.plain(status.page({"socket": "/s", "holders_from": "engine", **document}, NOW)).splitlines()
+    return tables.plain(
+        status.page({"socket": "/s", "holders_from": "engine", "sidecar": None, **document}, NOW)
+    ).splitlines()
 
 
 def held(*holders: tuple[str | None, str | None, str, int | None]) -> list[dict[str, Any]]:
@@ -123,8 +125,10 @@ def test_volumes_are_shown_with_who_holds_them() -> None:
         {**VOLUME, "name": "broker", "type": "sidecar", "source": "", "is_mounted": False}
         | {"references": [], "holders": []},
     ]
-    assert page(told(volumes=volumes)) == [
+    load = {"uptime_s": 61, "connections": 4, "running": 2, "waiting": 1, "refused": {"wait": 2, "head": 3}}
+    assert page(told(volumes=volumes, sidecar=load)) == [
         "brokervol 9.9 at /s, up 3 h 12 min: 3 volumes, 2 mounted",
+        "sidecar, up 1 min: 4 connections, 2 requests running, 1 waiting, 5 refused so far",
         "",
         "NAME    TYPE     SOURCE       MOUNTS  HELD BY                        HEALTH",
         "data    host     /srv/data         3  train-7, old (exited)          -",
@@ -138,7 +142,7 @@ def test_servers_and_problems_are_shown() -> None:
     well |= {"round_trip_ms": 0.26, "retransmits": 3, "since": (NOW - timedelta(days=4, hours=2)).isoformat()}
     stale = {"subject": "volume data", "health": "stale", "reason": "the server does not know it any more"}
     dead = {**SERVER, "reason": "it is down"}
-    assert page(told(volumes=[], nfs_servers=[dead, well], problems=[PROBLEM, stale]))[2:] == [
+    assert page(told(volumes=[], nfs_servers=[dead, well], problems=[PROBLEM, stale]))[3:] == [
         "NFS SERVER      STATE            FOR  ROUND TRIP  RESENT  MOUNTS ARE  REASON",
         "nas             unreachable   12 min           -       -  refused     it is down",
         "[fe80::1]:2050  healthy      4 d 2 h      0.3 ms       3  tried       -",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,10 +12,9 @@ from brokervol import status
 from brokervol.doctor.findings import Finding, fault, ok, skipped, unseen, warning
 from brokervol.doctor.site import Site
 from brokervol.settings import Settings
-from brokervol.status import Several, Unreachable
+from brokervol.status import Several, SocketConnection, Unreachable
 from storage.mountinfo import read_mounts
 
-_TIMEOUT_S = 5
 _LOOKS = 4
 _PAUSE_S = 0.25
 
@@ -67,24 +65,9 @@ def _sidecar_cure(site: Site) -> str:
     return f"`brokervol logs --level warning` tells why it died; start it anew: {site.restart}"
 
 
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("sidecar", timeout=_TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(_TIMEOUT_S)
-        directory = os.open(os.path.dirname(self._path), os.O_PATH | os.O_DIRECTORY)
-        try:  # a socket's path has at most 107 bytes
-            self.sock.connect(f"/proc/self/fd/{directory}/{os.path.basename(self._path)}")
-        finally:
-            os.close(directory)
-
-
 def _asked(path: str) -> int:
     """The status of the answer to a question that costs it nothing."""
-    connection = _Connection(path)
+    connection = SocketConnection(path)
     try:
         connection.request("GET", "/healthz")
         response = connection.getresponse()
