@@ -16,12 +16,14 @@ PROCESSES = {
 }
 
 TOOLS = {
+    "doctor": ("brokervol.doctor.__main__", "look for what keeps volumes from working, and say what to do"),
+    "logs": ("brokervol.logs", "show what the driver and the sidecar have said"),
     "status": ("brokervol.status", "show volumes, who holds them, and the health of NFS servers"),
     "volumes": ("brokervol.volumes", "export or import the definitions of this host's volumes"),
 }
 _ON_HOST = PROCESSES | TOOLS
 
-_HELP = "\non the host:\n" + "".join(f"  {name:<10}{text}\n" for name, (_, text) in _ON_HOST.items())
+_HELP = "\non the host:\n" + "".join(f"  {name:<12}{text}\n" for name, (_, text) in _ON_HOST.items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in _ON_HOST:
         module, _ = _ON_HOST[arguments[0]]
         return int(importlib.import_module(module).main(arguments[1:]))
-    return task.main(arguments, more_help=_HELP)
+    return task.main(arguments, more_help=_HELP, more_commands=tuple(_ON_HOST))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,10 @@ import zipfile
 from importlib import resources
 
 CLIENT_NAME = "brokervol"
-CLIENT_MODULES = ("__init__.py", "client.py", "console.py", "places.py", "task.py", "verbs.py")
+CLIENT_MODULES = (
+    *("__init__.py", "client.py", "commands.py", "completion.py", "console.py", "exchange.py", "looking.py"),
+    *("places.py", "progress.py", "selection.py", "task.py", "verbs.py"),
+)
 
 _MODE = 0o755
 _SHEBANG = b"#!/usr/bin/env python3\n"

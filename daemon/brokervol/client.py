@@ -4,6 +4,8 @@
     for file in client.files("imagery", prefix="2026/", recursive=True):
         print(file.file, file.size)
 
+In a task it is in the archive that the command line is, too: `sys.path.insert(0, "/run/brokervol/brokervol")`.
+
 Nothing is retried: a request that failed may have been done. Only a refused *connection* is tried again for a
 moment, for that is a sidecar being restarted and no request was sent.
 
@@ -12,47 +14,29 @@ Names and paths are strings as `os.fsdecode` makes them: a name that is not UTF-
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import http.client
 import itertools
 import json
-import socket
-import time
+from datetime import timezone
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlencode
 
+from brokervol.exchange import RESTART_PATIENCE_S, BrokerError, Exchange, SourceFailed
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    import http.client
+    from collections.abc import Generator, Iterable
+    from datetime import datetime
+
+    from brokervol.exchange import Readable
+
+__all__ = ["CHUNK_ITEMS", "BrokerError", "Client", "FileDetails", "FileFacts", "Stored"]
 
 CHUNK_ITEMS = 500
-_BLOCK_BYTES = 64 * 1024
 _PAGE_RECORDS = 1000
-_RESTART_PATIENCE_S = 3.0
-_RESTART_POLL_S = 0.05
 _NDJSON = "application/x-ndjson"
-
-
-class BrokerError(Exception):
-    """The sidecar refused or failed, or could not be reached.
-
-    Attributes:
-        code: one of the API's codes (`missing-file`, `read-only` ...), or `unreachable` where no sidecar answers.
-        status: the HTTP status; 0 where the error did not come as an answer of its own.
-        title: the kind of error in a few words.
-        detail: what happened, in a sentence.
-        results: of a batch that stopped, what was and was not done.
-    """
-
-    def __init__(
-        self, code: str, status: int, title: str, detail: str, results: list[dict[str, Any]] | None = None
-    ) -> None:
-        super().__init__(detail or title or code)
-        self.code = code
-        self.status = status
-        self.title = title
-        self.detail = detail
-        self.results = results or []
+_JSON = "application/json"
+_UTC = timezone.utc  # noqa: UP017  # Python 3.8
 
 
 class FileDetails(NamedTuple):
@@ -60,6 +44,30 @@ class FileDetails(NamedTuple):
 
     file: str
     size: int
+
+
+class FileFacts(NamedTuple):
+    """What the storage says of one version of a file.
+
+    Attributes:
+        size: in bytes.
+        etag: the version's entity tag, without quotes; another version has another one.
+        last_modified: when the version was made, with zone, to the second; None where the storage does not tell.
+        media_type: that of its record, or what the name suggests.
+    """
+
+    size: int
+    etag: str
+    last_modified: datetime | None
+    media_type: str
+
+
+class Stored(NamedTuple):
+    """What has become of a written file: its record, its entity tag (if it has one), whether none was there."""
+
+    record: dict[str, Any]
+    etag: str
+    is_new: bool
 
 
 class Client:
@@ -70,9 +78,18 @@ class Client:
     `on_error="stop"` ends the batch there, `"continue"` goes on with the next item.
     """
 
-    def __init__(self, socket_path: str, *, timeout_s: float | None = None) -> None:
+    def __init__(
+        self, socket_path: str, *, timeout_s: float | None = None, patience_s: float = RESTART_PATIENCE_S
+    ) -> None:
+        """Nothing is connected yet.
+
+        Args:
+            timeout_s: how long the sidecar may be silent in the middle of a call; None for as long as it takes.
+            patience_s: how long a refused connection is tried again.
+        """
         self.socket_path = socket_path
         self.timeout_s = timeout_s
+        self.patience_s = patience_s
 
     def workspaces(self) -> list[dict[str, Any]]:
         """The workspaces that this process may use."""
@@ -82,7 +99,9 @@ class Client:
         """One workspace, with its `health`."""
         return self._object("GET", _workspace_url(name))
 
-    def files(self, workspace: str, prefix: str = "", recursive: bool = False) -> Iterator[FileDetails]:
+    def files(
+        self, workspace: str, prefix: str = "", recursive: bool = False
+    ) -> Generator[FileDetails, None, None]:
         """The files whose path begins with `prefix`: those one level deep, or all of them."""
         url = _workspace_url(workspace, "files", prefix=prefix, recursive="true" if recursive else "false")
         for item in self._lines("GET", url, None):
@@ -95,7 +114,7 @@ class Client:
         *,
         on_error: str = "stop",
         overwrite: bool = True,
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any], None, None]:
         """Bring files to local paths: items of `file_path`, `local_path` and, if wished, `partial`."""
         return self._batch(workspace, "download", items, on_error=on_error, overwrite=overwrite)
 
@@ -106,7 +125,7 @@ class Client:
         *,
         on_error: str = "stop",
         overwrite: bool = True,
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any], None, None]:
         """Store local files: items of `local_path`, `file_path` and, if wished, `media_type`."""
         return self._batch(workspace, "upload", items, on_error=on_error, overwrite=overwrite)
 
@@ -117,15 +136,88 @@ class Client:
         *,
         on_error: str = "stop",
         overwrite: bool = True,
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any], None, None]:
         """Rename files within the workspace: items of `file_path` and `new_path`."""
         return self._batch(workspace, "move", items, on_error=on_error, overwrite=overwrite)
 
     def delete(
-        self, workspace: str, items: Iterable[dict[str, Any]], *, on_error: str = "stop"
-    ) -> Iterator[dict[str, Any]]:
-        """Delete files: items of `file_path`. A file that is gone already counts as done."""
-        return self._batch(workspace, "delete", items, on_error=on_error)
+        self,
+        workspace: str,
+        items: Iterable[dict[str, Any]],
+        *,
+        on_error: str = "stop",
+        update_model: bool = True,
+    ) -> Generator[dict[str, Any], None, None]:
+        """Delete files: items of `file_path`. A file that is gone already counts as done.
+
+        Args:
+            update_model: also mark the records as deleted.
+        """
+        return self._batch(workspace, "delete", items, on_error=on_error, update_model=update_model)
+
+    def facts(self, workspace: str, file_path: str) -> FileFacts:
+        """Size, version and time of a file, as the storage tells them."""
+        url = _content_url(workspace, file_path)
+        try:
+            with self._exchange() as exchange:
+                return _facts(exchange.ask("HEAD", url, {}))
+        except BrokerError as error:
+            if not error.status:
+                raise
+        with self._exchange() as exchange:  # an answer to HEAD does not say why
+            return _facts(exchange.ask("GET", url, {}))
+
+    def read(
+        self, workspace: str, file_path: str, start: int = 0, length: int | None = None, *, etag: str = ""
+    ) -> Generator[bytes, None, None]:
+        """The bytes of a file, or a part of them, in blocks and in constant memory.
+
+        Args:
+            start: the first byte; below 0, so many at the end.
+            length: how many bytes at most; None for all that follow.
+            etag: of the one version that is meant; another is the error `precondition-failed`.
+        """
+        if length is not None and (start < 0 or length < 1):
+            raise ValueError("length must be at least 1, and only goes with a start of 0 or more")
+        headers = {"If-Match": f'"{etag}"'} if etag else {}
+        if start < 0:
+            headers["Range"] = f"bytes={start}"
+        elif start or length is not None:
+            headers["Range"] = f"bytes={start}-{'' if length is None else start + length - 1}"
+        with self._exchange() as exchange:
+            exchange.ask("GET", _content_url(workspace, file_path), headers)
+            yield from exchange.blocks()
+
+    def write(
+        self,
+        workspace: str,
+        file_path: str,
+        source: Readable,
+        *,
+        media_type: str = "",
+        overwrite: bool = True,
+        etag: str | None = None,
+    ) -> Stored:
+        """Store what `source.read(size)` gives, of any length, whole or not at all; what it raises is raised.
+
+        Args:
+            overwrite: whether a file that is there is replaced; else it is the error `already-exists`, and the
+                source is not read.
+            etag: of the one version that may be replaced; another is the error `precondition-failed`.
+        """
+        headers = {"If-None-Match": "*"} if not overwrite else {}
+        if etag is not None:
+            headers["If-Match"] = f'"{etag}"'
+        if media_type:
+            headers["Content-Type"] = media_type
+        try:
+            with self._exchange() as exchange:
+                response = exchange.send(_content_url(workspace, file_path), headers, source)
+                document = json.loads(b"".join(exchange.blocks()))
+                tag = (response.getheader("ETag") or "").strip('"')
+                return Stored(document["file"], tag, response.status == 201)
+        except SourceFailed as failed:
+            raise failed.error from None
 
     def paths(self, workspace: str, files: Iterable[str]) -> list[str] | None:
         """Where this process sees the files in its own file system; None where the broker mounts nothing."""
@@ -135,7 +227,7 @@ class Client:
 
     def catalog(
         self, workspace: str, file_path: str | None = None, is_deleted: bool | None = None
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any], None, None]:
         """The records of files, of one path and of one state where these are given."""
         query = {"limit": str(_PAGE_RECORDS)}
         if file_path is not None:
@@ -151,7 +243,7 @@ class Client:
 
     def _batch(
         self, workspace: str, verb: str, items: Iterable[dict[str, Any]], **options: Any
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any], None, None]:
         url = _workspace_url(workspace, verb)
         remaining = iter(items)
         for chunk in iter(lambda: list(itertools.islice(remaining, CHUNK_ITEMS)), []):
@@ -162,101 +254,25 @@ class Client:
             if has_failed and options["on_error"] == "stop":
                 return
 
+    def _exchange(self) -> Exchange:
+        return Exchange(self.socket_path, self.timeout_s, self.patience_s)
+
     def _object(self, method: str, url: str, body: Any = None) -> dict[str, Any]:
-        with _Exchange(self.socket_path, self.timeout_s) as exchange:
-            document = json.loads(b"".join(exchange.blocks(method, url, body, "application/json")))
+        with self._exchange() as exchange:
+            exchange.ask(method, url, {"Accept": _JSON}, body)
+            document = json.loads(b"".join(exchange.blocks()))
             return dict(document)
 
-    def _lines(self, method: str, url: str, body: Any) -> Iterator[dict[str, Any]]:
+    def _lines(self, method: str, url: str, body: Any) -> Generator[dict[str, Any], None, None]:
         """The answer's lines; one that says {"error"} is how the server tells that the stream broke."""
-        with _Exchange(self.socket_path, self.timeout_s) as exchange:
-            for line in _split_lines(exchange.blocks(method, url, body, _NDJSON)):
+        with self._exchange() as exchange:
+            exchange.ask(method, url, {"Accept": _NDJSON}, body)
+            for line in exchange.lines():
                 item = json.loads(line)
                 if isinstance(item, dict) and "error" in item and "status" not in item:
                     error = item["error"]
                     raise BrokerError(error.get("code", "internal-error"), 0, "", error.get("detail", ""))
                 yield item
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, socket_path: str, timeout_s: float | None) -> None:
-        super().__init__("broker", timeout=timeout_s)
-        self._socket_path = socket_path
-
-    def connect(self) -> None:
-        deadline = time.monotonic() + _RESTART_PATIENCE_S
-        while True:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                connection.connect(self._socket_path)
-            except (ConnectionRefusedError, BlockingIOError):
-                connection.close()
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(_RESTART_POLL_S)
-            except BaseException:
-                connection.close()
-                raise
-            else:
-                connection.settimeout(self.timeout)
-                self.sock = connection
-                return
-
-
-class _Exchange:
-    """One request and its answer; leaving the context closes the connection. Errors become `BrokerError`."""
-
-    def __init__(self, socket_path: str, timeout_s: float | None) -> None:
-        self._socket_path = socket_path
-        self._connection = _UnixConnection(socket_path, timeout_s)
-
-    def __enter__(self) -> _Exchange:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        self._connection.close()
-        if isinstance(error, (OSError, http.client.HTTPException, ValueError, KeyError)):
-            raise self._cut_off(error) from error
-
-    def blocks(self, method: str, url: str, body: Any, accept: str) -> Iterator[bytes]:
-        """Send the request and yield the body of a good answer.
-
-        Raises:
-            BrokerError: for a bad answer, and where no sidecar can be reached.
-        """
-        try:
-            self._connection.connect()
-        except OSError as error:
-            raise self._unreachable(error) from error
-        headers = {"Accept": accept, "Connection": "close"}
-        content = None if body is None else json.dumps(body, separators=(",", ":"))
-        if content is not None:
-            headers["Content-Type"] = "application/json"
-        self._send(method, url, content, headers)
-        with self._connection.getresponse() as response:
-            if response.status >= 400:
-                raise _problem(response.status, response.reason, b"".join(_read(response)))
-            yield from _read(response)
-
-    def _send(self, method: str, url: str, content: str | None, headers: dict[str, str]) -> None:
-        # The sidecar may answer (413, say) before it has read everything: its answer tells more.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._connection.request(method, url, content, headers)
-
-    def _unreachable(self, error: OSError) -> BrokerError:
-        if error.errno in (errno.EACCES, errno.EPERM):
-            code, title = "permission-denied", "Permission denied"
-        else:
-            code, title = "unreachable", "Sidecar unreachable"
-        reason = error.strerror or str(error)
-        return BrokerError(code, 0, title, f"no sidecar can be reached at {self._socket_path}: {reason.lower()}")
-
-    def _cut_off(self, error: BaseException) -> BrokerError:
-        reason = getattr(error, "strerror", None) or str(error) or "it closed the connection"
-        if isinstance(error, http.client.HTTPException):
-            reason = "it closed the connection"
-        detail = f"the sidecar at {self._socket_path} broke off its answer: {reason.lower()}"
-        return BrokerError("unreachable", 0, "Answer broken off", detail)
 
 
 def _workspace_url(name: str, *parts: str, **query: str) -> str:
@@ -266,42 +282,14 @@ def _workspace_url(name: str, *parts: str, **query: str) -> str:
     return url
 
 
-def _read(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """The body in blocks as they arrive.
-
-    Python 3.8's `read1` neither counts down nor notices a body that ends early, hence the counting.
-    """
-    remaining = response.length
-    if remaining is None and not response.chunked:
-        raise http.client.IncompleteRead(b"")  # it does not say where it ends: the connection broke in the head
-    while remaining is None or remaining > 0:
-        block = response.read1(_BLOCK_BYTES if remaining is None else min(_BLOCK_BYTES, remaining))
-        if not block:
-            if remaining is not None:
-                raise http.client.IncompleteRead(b"", remaining)
-            return
-        if remaining is not None:
-            remaining -= len(block)
-        yield block
+def _content_url(workspace: str, file_path: str) -> str:
+    return _workspace_url(workspace, "content", quote(file_path, errors="surrogateescape"))
 
 
-def _split_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for block in blocks:
-        *lines, rest = (rest + block).split(b"\n")
-        yield from filter(None, lines)
-    if rest.strip():
-        yield rest
-
-
-def _problem(status: int, reason: str, body: bytes) -> BrokerError:
-    """The error in a problem+json document, or what can be said of an answer that is none."""
-    try:
-        document = json.loads(body)
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
-        return BrokerError("internal-error", status, reason, f"the sidecar answered {status} {reason}")
-    title = str(document.get("title", reason))
-    detail = str(document.get("detail") or title)
-    return BrokerError(str(document.get("code", "internal-error")), status, title, detail, document.get("results"))
+def _facts(response: http.client.HTTPResponse) -> FileFacts:
+    told = response.getheader("Last-Modified")
+    modified = parsedate_to_datetime(told).replace(tzinfo=_UTC) if told else None
+    size = int(response.getheader("Content-Length") or 0)
+    return FileFacts(
+        size, (response.getheader("ETag") or "").strip('"'), modified, response.getheader("Content-Type") or ""
+    )

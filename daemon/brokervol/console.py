@@ -1,4 +1,4 @@
-"""How the verbs of a task speak: exit codes, sentences, sizes, the progress line. Python 3.8, standard library."""
+"""How the verbs of a task speak: exit codes, sentences, lines. Python 3.8, standard library."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import json
 import os
 import re
 import sys
-import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from brokervol.progress import Progress
 
 EXIT_FAILED, EXIT_USAGE, EXIT_MISSING, EXIT_DENIED, EXIT_UNAVAILABLE = 1, 2, 3, 4, 5
 EXIT_INTERRUPTED = 130
@@ -96,14 +100,23 @@ class Console:
         self.exit_code = 0
         self.progress: Progress | None = None
 
-    def print(self, text: str) -> None:
+    def print(self, text: str, end: bytes = b"\n") -> None:
         """A line of exactly these bytes: a name that is not UTF-8 comes out as it is.
 
         Raises:
             OutputClosed: where nobody reads it.
         """
         try:
-            sys.stdout.buffer.write(os.fsencode(text) + b"\n")
+            sys.stdout.buffer.write(os.fsencode(text) + end)
+        except BrokenPipeError:
+            raise OutputClosed from None
+
+    def print_bytes(self, blocks: Iterator[bytes]) -> None:
+        """These bytes, at once. Raises as `print`."""
+        try:
+            for block in blocks:
+                sys.stdout.buffer.write(block)
+            sys.stdout.buffer.flush()
         except BrokenPipeError:
             raise OutputClosed from None
 
@@ -123,41 +136,6 @@ class Console:
 
     def fail(self, failure: Failure) -> None:
         """Say what failed. The first failure makes the exit code."""
-        if self.progress:
-            self.progress.clear()
-        complain(self.verb, failure.subject, str(failure))
+        with self.progress.hidden() if self.progress else contextlib.nullcontext():
+            complain(self.verb, failure.subject, str(failure))
         self.exit_code = self.exit_code or EXIT_BY_CODE.get(failure.code, EXIT_FAILED)
-
-
-class Progress:
-    """A line at the bottom of the terminal: how much is done, how fast, and how long still."""
-
-    _EVERY_S = 0.1
-    _BAR_COLUMNS = 24
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._started = time.monotonic()
-        self._drawn = 0.0
-
-    def draw(self, count: int) -> None:
-        now = time.monotonic()
-        if now - self._drawn < self._EVERY_S and count < self._total:
-            return
-        self._drawn = now
-        with contextlib.suppress(OSError):
-            columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-            sys.stderr.write("\r" + self.text(count, now - self._started)[: columns - 1] + "\x1b[K")
-            sys.stderr.flush()
-
-    def text(self, count: int, passed_s: float) -> str:
-        rate = count / max(passed_s, 1e-6)
-        minutes, seconds = divmod(int((self._total - count) / rate) if rate else 0, 60)
-        full = self._BAR_COLUMNS * count // max(self._total, 1)
-        bar = "#" * full + "-" * (self._BAR_COLUMNS - full)
-        return f"[{bar}] {count}/{self._total} files  {rate:.1f}/s  {minutes}:{seconds:02d} left"
-
-    def clear(self) -> None:
-        with contextlib.suppress(OSError):
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()

@@ -41,13 +41,14 @@ class Found(NamedTuple):
     """A file that a source names.
 
     `top` is the last part of the source itself and `below` what follows it: of `cp -r data:2026 out` the file
-    2026/07/a.tif has top 2026 and below 07/a.tif. A single file has nothing below.
+    2026/07/a.tif has top 2026 and below 07/a.tif. A single file has nothing below. `size` is None where nobody
+    has looked.
     """
 
     path: str
     top: str
     below: str
-    size: int = 0
+    size: int | None = None
 
 
 def parse_place(argument: str) -> Place:
@@ -130,7 +131,7 @@ def list_files(client: Client, place: Place, *, recursive: bool) -> Iterator[Fil
     """What `ls` shows: a directory's files, or else the file of that name, or else what begins with it."""
     if place.is_pattern:
         matches = match_files(client, place, recursive=recursive)
-        yield from (FileDetails(found.path, found.size) for found in matches)
+        yield from (FileDetails(found.path, found.size or 0) for found in matches)
         return
     if place.path and not place.path.endswith("/"):
         inside = client.files(place.workspace, prefix=f"{place.path}/", recursive=recursive)

@@ -10,10 +10,12 @@ import contextlib
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from brokervol import __version__
 from brokervol.client import BrokerError, Client
+from brokervol.commands import OPTIONS, VERBS
+from brokervol.completion import COMPLETE, print_candidates
 from brokervol.console import (
     EXIT_BY_CODE,
     EXIT_FAILED,
@@ -25,7 +27,7 @@ from brokervol.console import (
     UsageError,
     complain,
 )
-from brokervol.verbs import Task, run_cp, run_ls, run_mv, run_rm, run_stat, run_ws
+from brokervol.verbs import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,134 +35,10 @@ if TYPE_CHECKING:
 DEFAULT_SOCKET = "/run/brokervol/broker.sock"
 
 
-class Verb(NamedTuple):
-    """A verb: its one line of help, the shape of its arguments, and what runs it."""
-
-    summary: str
-    usage: str
-    options: str
-    least: int
-    most: float
-    run: Callable[[Task], None]
-    epilog: str
-
-
-MANY = float("inf")
-
-VERBS = {
-    "ws": Verb(
-        "show the workspaces that this task may use",
-        "brokervol ws [--json]",
-        "",
-        0,
-        0,
-        run_ws,
-        """\
-ACCESS is ro or rw, as the volume was mounted. PATH is where the files appear in this container.
-
-example:
-  brokervol ws
-""",
-    ),
-    "ls": Verb(
-        "list files",
-        "brokervol ls [-l] [-r] [--json] NAME:[PATH] ...",
-        "lr",
-        1,
-        MANY,
-        run_ls,
-        """\
-PATH is a directory, a file, a pattern in quotes, or the beginning of a path. Files only are listed, by their
-path in the workspace.
-
-examples:
-  brokervol ls imagery:                  files at the top of the workspace
-  brokervol ls -l imagery:2026/          with their sizes
-  brokervol ls -r imagery:               all files
-  brokervol ls -r 'imagery:2026/*/*.tif'
-  brokervol ls -r --json imagery: | jq -r .file
-""",
-    ),
-    "cp": Verb(
-        "copy files into, out of and between workspaces",
-        "brokervol cp [-r] [-n] [--json] SOURCE... TARGET",
-        "rn",
-        2,
-        MANY,
-        run_cp,
-        """\
-A side is NAME:path in a workspace, or a local path (write ./a:b for a local name with a colon). Several sources,
-and patterns, need a directory as their target: NAME:, NAME:dir/ or an existing local directory. In a workspace
-missing directories are made; local ones must exist, except below what -r copies.
-
-A file that comes out of a workspace with a mounted volume (types host and nfs) is not copied: a symbolic link to
-it is put at the local path. Use `cp -L` on the link for a copy of your own.
-
-examples:
-  brokervol cp out/*.tif products:2026/       local files into a workspace
-  brokervol cp -r out products:run-17/        a directory, as run-17/out/...
-  brokervol cp 'imagery:2026/*.tif' .         quote patterns, for the shell does not know workspaces
-  brokervol cp imagery:a.tif archive:old/     from one workspace to another
-  brokervol cp -n -r imagery:2026 in          leave what is already there
-""",
-    ),
-    "mv": Verb(
-        "rename files within a workspace",
-        "brokervol mv [-n] [--json] NAME:SOURCE... NAME:TARGET",
-        "n",
-        2,
-        MANY,
-        run_mv,
-        """\
-A target with a closing slash is a directory, made where it is missing: the file keeps its name. Several sources,
-and patterns, need one.
-
-examples:
-  brokervol mv products:a.tif products:b.tif
-  brokervol mv products:a.tif products:done/
-  brokervol mv 'products:*.tif' products:done/
-""",
-    ),
-    "rm": Verb(
-        "delete files",
-        "brokervol rm [-r] [--json] NAME:PATH ...",
-        "r",
-        1,
-        MANY,
-        run_rm,
-        """\
-A file that is gone already is not an error; a pattern that matches nothing is. Directories stay.
-
-examples:
-  brokervol rm products:a.tif
-  brokervol rm 'products:tmp-*'
-  brokervol rm -r products:2025/         all files below 2025/
-""",
-    ),
-    "stat": Verb(
-        "show a file's size, and its record in the catalog",
-        "brokervol stat [--json] NAME:PATH ...",
-        "",
-        1,
-        MANY,
-        run_stat,
-        """\
-example:
-  brokervol stat products:2026/a.tif
-""",
-    ),
-}
-
 EXIT_CODES = """\
 exit codes: 0 done, 1 failed, 2 wrong usage, 3 missing (file or workspace), 4 denied, 5 sidecar or storage
 unavailable, 130 interrupted
 """
-
-_OPTIONS = {
-    "l": (("-l", "--long"), "show the size in bytes and in short"),
-    "r": (("-r", "--recursive"), "everything below, not one level"),
-    "n": (("-n", "--no-clobber"), "leave a file that exists at the target as it is"),
-}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -180,10 +58,10 @@ def _parse(verb_name: str, arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     _add_common(parser)
-    for letter in verb.options:
-        names, text = _OPTIONS[letter]
-        parser.add_argument(*names, action="store_true", help=text)
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    parser.set_defaults(json=False, quiet=False)  # what every verb is asked for, with the option or without
+    for name in verb.options:
+        names, how, text = OPTIONS[name]
+        parser.add_argument(*names, dest=name, help=text, **how)
     parser.add_argument("paths", nargs="*", help=argparse.SUPPRESS)
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
     options = parser.parse_intermixed_args(list(arguments[:end]))
@@ -209,13 +87,20 @@ def default_socket() -> str:
     return os.environ.get("BROKERVOL_SOCKET") or fallback
 
 
-def main(argv: Sequence[str] | None = None, more_help: str = "") -> int:
-    """Run the command line and return its exit code; `more_help` is shown among the verbs."""
+def main(argv: Sequence[str] | None = None, more_help: str = "", more_commands: Sequence[str] = ()) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        more_help: shown among the verbs.
+        more_commands: what else can stand in their place, and is run by whoever calls this.
+    """
     _open_closed_streams()
+    arguments = list(sys.argv[1:] if argv is None else argv)
     verb = ""
     try:
-        parser = _main_parser(more_help)
-        top = parser.parse_args(sys.argv[1:] if argv is None else argv)
+        if arguments[:1] == [COMPLETE]:
+            return print_candidates(arguments[1:], _spellings(more_commands), default_socket())
+        top = _main_parser(more_help).parse_args(arguments)
         if top.command[0] not in VERBS:
             raise UsageError(f"there is no command {top.command[0]}; brokervol --help shows what there is")
         verb = top.command[0]
@@ -230,8 +115,17 @@ def main(argv: Sequence[str] | None = None, more_help: str = "") -> int:
         return EXIT_INTERRUPTED
 
 
+def _spellings(more_commands: Sequence[str]) -> dict[str, list[str]]:
+    """The options of each command, as they are spelled."""
+    of_verbs = {
+        name: [spelling for option in verb.options for spelling in OPTIONS[option][0]]
+        for name, verb in VERBS.items()
+    }
+    return {**of_verbs, **{name: [] for name in more_commands}}
+
+
 def _main_parser(more_help: str) -> argparse.ArgumentParser:
-    verbs = "".join(f"  {name:<10}{verb.summary}\n" for name, verb in VERBS.items())
+    verbs = "".join(f"  {name:<12}{verb.summary}\n" for name, verb in VERBS.items())
     parser = _Parser(
         prog="brokervol",
         usage="brokervol [--socket PATH] COMMAND ...",
@@ -260,7 +154,7 @@ def _guarded(task: Task, run: Callable[[Task], None]) -> int:
         complain(task.verb, subject, f"{error}{so_far}")
         return EXIT_BY_CODE.get(error.code, EXIT_FAILED)
     except KeyboardInterrupt:
-        complain(task.verb, "", f"interrupted: {task.progress_so_far()}; a file in work may yet be finished")
+        complain(task.verb, "", task.interrupted())
         return EXIT_INTERRUPTED
     except OutputClosed:
         abandon_output()

@@ -1,31 +1,33 @@
-"""What the verbs of a task do: `ws`, `ls`, `cp`, `mv`, `rm`, `stat`. Python 3.8, standard library."""
+"""What the verbs do that change something: `cp`, `mv`, `rm`. Python 3.8, standard library."""
 
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import itertools
-import json
 import os
+import stat
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from brokervol.client import CHUNK_ITEMS, BrokerError, Client, FileDetails
-from brokervol.console import Console, Failure, Progress, UsageError, complain, human_size
+from brokervol.client import CHUNK_ITEMS, BrokerError, Client
+from brokervol.console import Console, Failure, UsageError
 from brokervol.places import (
     Found,
     Place,
-    find_file,
     find_files,
     find_local,
-    list_files,
     parse_place,
     parse_workspace_place,
     refuse_directories,
 )
+from brokervol.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    Pairs = Iterable[tuple[Found, dict[str, Any]]]
 
 _UNAVAILABLE = ("backend-unavailable", "unreachable")
 
@@ -33,37 +35,65 @@ _UNAVAILABLE = ("backend-unavailable", "unreachable")
 _HOPELESS = (*_UNAVAILABLE, "no-space", "unknown-workspace")
 
 
-SORTED_FILES = 10_000
+# What a verb has done of files, and what its user does after an interrupt.
+_DONE = {"cp": "copied", "mv": "moved", "rm": "deleted"}
+
+STANDARD_STREAM = Place("", "-")
 
 
 class Task(Console):
-    """One run of a verb."""
+    """One run of a verb.
+
+    Attributes:
+        done: files that this run has copied, moved or deleted.
+        kept: those that `-n` left as they were.
+        total: of how many; it grows with each workspace whose turn comes.
+    """
 
     def __init__(self, verb: str, client: Client, options: argparse.Namespace) -> None:
         super().__init__(verb)
         self.client = client
         self.options = options
         self.paths: list[str] = options.paths
-        self.done = 0
-        self.total = 0
+        self.done = self.kept = self.total = 0
 
-    def run(self, operation: str, workspace: str, items: Iterable[dict[str, Any]], total: int) -> None:
-        """Have the sidecar do `items`, about `total` of them, and report each one as it happens."""
-        self.total += total
-        if sys.stderr.isatty():
-            self.progress = Progress(total)
+    def run(self, operation: str, workspace: str, pairs: Pairs, files: int, size: int | None) -> None:
+        """Have the sidecar do the items of `pairs`, so many files and bytes, and report each as it happens."""
+        self.total += files
         options = {} if operation == "delete" else {"overwrite": not self.options.no_clobber}
-        results = getattr(self.client, operation)(workspace, items, on_error="continue", **options)
+        asked: collections.deque[Found] = collections.deque()  # whose results are still to come, in order
+
+        def items() -> Iterator[dict[str, Any]]:
+            for found, item in pairs:
+                asked.append(found)
+                yield item
+
+        results = getattr(self.client, operation)(workspace, items(), on_error="continue", **options)
+        with self.showing(files, size), contextlib.closing(results):
+            for result in results:
+                found = asked.popleft()
+                if self.progress:
+                    self.progress.files_done += 1
+                    self.progress.bytes_done += found.size or 0
+                self._take(workspace, result)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether there is a person to show progress to."""
+        return not self.options.quiet and not self.options.json and sys.stderr.isatty()
+
+    @contextlib.contextmanager
+    def showing(self, files: int | None, size: int | None) -> Iterator[None]:
+        """Show the progress of what is done in the block."""
+        if not self.is_watched:
+            yield
+            return
+        self.progress = Progress(files, size)
         try:
-            with contextlib.closing(results):
-                for count, result in enumerate(results, 1):
-                    self._take(workspace, result)
-                    if self.progress:
-                        self.progress.draw(count)
+            yield
         finally:
-            if self.progress:
-                self.progress.clear()
-                self.progress = None
+            self.progress.close()
+            self.progress = None
 
     def _take(self, workspace: str, result: dict[str, Any]) -> None:
         self.done += result["status"] == "done"
@@ -76,97 +106,28 @@ class Task(Console):
         failure = Failure(f"{workspace}:{result['file_path']}", code, result["error"]["detail"])
         if code in _HOPELESS:
             raise failure
-        if code != "already-exists" or not getattr(self.options, "no_clobber", False):
+        if code == "already-exists" and getattr(self.options, "no_clobber", False):
+            self.kept += 1
+        else:
             self.fail(failure)
 
     def progress_so_far(self) -> str:
-        return f"{self.done} of {self.total} done"
+        """How many files were done, in words."""
+        if not self.total:
+            return f"no file was {_DONE[self.verb]}"
+        kept = f" and {self.kept:,} left as they were" if self.kept else ""
+        return f"{self.done:,} of {self.total:,} files were {_DONE[self.verb]}{kept}"
 
-
-def run_ws(task: Task) -> None:
-    workspaces = task.client.workspaces()
-    if task.options.json:
-        for workspace in workspaces:
-            task.print_json(workspace)
-        return
-    if not workspaces:
-        complain(task.verb, "", "this container holds no workspace: none of their volumes is mounted into it")
-        return
-    rows = [("NAME", "TYPE", "PATH", "ACCESS")]
-    for item in workspaces:
-        access = "ro" if item["read_only"] else "rw"
-        rows.append((item["name"], item["broker_type"], task.name(item["volume_path"] or "-"), access))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for name, kind, path, access in rows:
-        task.print(f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {path:<{widths[2]}}  {access}")
-
-
-def run_ls(task: Task) -> None:
-    for argument in task.paths:
-        place = parse_workspace_place(argument)
-        with _reporting(task, place):
-            is_empty = True
-            for file, size in _in_order(list_files(task.client, place, recursive=task.options.recursive)):
-                is_empty = False
-                _print_file(task, file, size)
-            if is_empty and place.path:
-                _explain_empty(task, place)
-
-
-def _in_order(files: Iterator[FileDetails]) -> Iterator[FileDetails]:
-    """Sorted as far as memory is small; of a very long listing the rest comes as it is found."""
-    first = sorted(
-        itertools.islice(files, SORTED_FILES), key=lambda found: found.file.encode("utf-8", "surrogatepass")
-    )
-    return itertools.chain(first, files)
-
-
-def _print_file(task: Task, file: str, size: int) -> None:
-    if task.options.json:
-        task.print_json({"file": file, "size": size})
-    elif task.options.long:
-        task.print(f"{size:>15} {human_size(size):>6}  {task.name(file)}")
-    else:
-        task.print(task.name(file))
-
-
-def _explain_empty(task: Task, place: Place) -> None:
-    """Nothing was listed: that is fine for a directory of directories, and for nothing else."""
-    below = place._replace(path=f"{place.directory}/")
-    if next(task.client.files(below.workspace, prefix=below.path, recursive=True), None) is None:
-        raise Failure(str(place), "missing-file", "there is no file, nor one whose path begins so")
-    if sys.stderr.isatty():
-        complain(task.verb, str(place), "only directories here: use -r for the files below them")
-
-
-def run_stat(task: Task) -> None:
-    for argument in task.paths:
-        place = parse_workspace_place(argument)
-        if not place.path or place.path.endswith("/"):
-            raise UsageError(f"{argument}: name a file")
-        with _reporting(task, place):
-            _print_stat(task, place)
-
-
-def _print_stat(task: Task, place: Place) -> None:
-    file = find_file(task.client, place)
-    records = list(task.client.catalog(place.workspace, file_path=place.path))
-    if file is None:
-        # A path has a record for each file that ever lay there; the last one went last.
-        when = records[-1].get("deleted") if records else None
-        was = f" (it was deleted at {when})" if when else ""
-        raise Failure(str(place), "missing-file", f"there is no such file{was}")
-    record = next((record for record in records if not record["is_deleted"]), None)
-    if task.options.json:
-        task.print_json({"file": file.file, "size": file.size, "record": record})
-        return
-    task.print(f"file:   {place.workspace}:{task.name(file.file)}")
-    task.print(f"size:   {file.size} ({human_size(file.size)})")
-    if record is None:
-        task.print("record: none (the catalog knows the files that came through brokervol)")
-    for key, value in (record or {}).items():
-        shown = value if isinstance(value, str) else json.dumps(value)
-        task.print(f"record: {key} = {task.name(shown)}")
+    def interrupted(self) -> str:
+        """What an interrupt has left, and how to go on; what is in work when it comes is still finished."""
+        if self.verb not in _DONE:
+            return "interrupted"
+        if self.verb == "cp" and not self.options.no_clobber and self.done:
+            advice = "run the same command with -n to go on"
+        else:
+            advice = "run the same command again to go on"
+        in_work = ", and those in work may yet be" if self.total > self.done + self.kept else ""
+        return f"interrupted: {self.progress_so_far()}{in_work}; {advice}"
 
 
 def run_rm(task: Task) -> None:
@@ -174,9 +135,10 @@ def run_rm(task: Task) -> None:
     if not task.options.recursive:
         refuse_directories(sources)
     for workspace, group in _by_workspace(sources):
-        with _reporting(task, workspace):
+        with reporting(task, workspace):
             found = _find(task, group, recursive=task.options.recursive)
-            task.run("delete", workspace, ({"file_path": item.path} for item in found), len(found))
+            pairs = ((item, {"file_path": item.path}) for item in found)
+            task.run("delete", workspace, pairs, len(found), None)
 
 
 def run_mv(task: Task) -> None:
@@ -185,10 +147,11 @@ def run_mv(task: Task) -> None:
     if any(source.workspace != place.workspace for source in sources):
         raise UsageError("mv works within one workspace: use cp, then rm")
     target = _target(task, sources, place)
-    with _reporting(task, place.workspace):
+    with reporting(task, place.workspace):
         found = _find(task, sources, recursive=False)
-        items = ({"file_path": item.path, "new_path": path} for item, path in _aimed(task, found, target))
-        task.run("move", place.workspace, items, len(found))
+        aimed = _aimed(task, found, target)
+        pairs = ((item, {"file_path": item.path, "new_path": path}) for item, path in aimed)
+        task.run("move", place.workspace, pairs, len(found), None)
 
 
 def run_cp(task: Task) -> None:
@@ -197,18 +160,74 @@ def run_cp(task: Task) -> None:
         refuse_directories(sources)
     if not place.workspace and not all(source.workspace for source in sources):
         raise UsageError("neither side is in a workspace: write it NAME:path, or use the system's cp")
+    if place == STANDARD_STREAM:
+        raise UsageError("to write a file to standard output use brokervol cat")
+    if STANDARD_STREAM in sources:
+        _store_standard_input(task, sources, place)
+        return
     target = _target(task, sources, place)
     for workspace, group in _by_workspace(sources):
-        with _reporting(task, workspace or place.workspace):
+        with reporting(task, workspace or place.workspace):
             found = _find(task, group, recursive=task.options.recursive)
             aimed = _aimed(task, found, target)
+            size = _bytes_to_copy(task, workspace, place, found)
             if not place.workspace:
-                task.run("download", workspace, _localized(task, aimed), len(found))
+                task.run("download", workspace, _localized(task, aimed), len(found), size)
             elif workspace:
-                task.run("upload", place.workspace, _located(task, workspace, aimed), len(found))
+                task.run("upload", place.workspace, _located(task, workspace, aimed), len(found), size)
             else:
-                items = ({"local_path": item.path, "file_path": path} for item, path in aimed)
-                task.run("upload", place.workspace, items, len(found))
+                pairs = ((item, {"local_path": item.path, "file_path": path}) for item, path in aimed)
+                task.run("upload", place.workspace, pairs, len(found), size)
+
+
+def _bytes_to_copy(task: Task, workspace: str, place: Place, found: list[Found]) -> int | None:
+    """How many bytes the files have; None where not all are known, or where they are not copied but linked."""
+    sizes = [item.size for item in found if item.size is not None]
+    if not task.is_watched or len(sizes) < len(found) or (not place.workspace and _has_volume(task, workspace)):
+        return None
+    return sum(sizes)
+
+
+def _has_volume(task: Task, name: str) -> bool:
+    return any(found["name"] == name and found.get("volume") for found in task.client.workspaces())
+
+
+def _store_standard_input(task: Task, sources: list[Place], place: Place) -> None:
+    if len(sources) > 1 or not place.path or place.path.endswith("/"):
+        raise UsageError("standard input (-) is one file: write cp - NAME:path, with the name of that file")
+    task.total = 1
+    overwrite = not task.options.no_clobber
+    with reporting(task, place), task.showing(None, _size_of_standard_input()):
+        source = _Counting(task)
+        try:
+            stored = task.client.write(place.workspace, place.path, source, overwrite=overwrite)
+        except BrokerError as error:
+            if overwrite or error.code != "already-exists":
+                raise
+            task.kept = 1
+            return
+    task.done = 1
+    if task.options.json:
+        task.print_json({"file_path": place.path, "status": "done", "file": stored.record})
+
+
+def _size_of_standard_input() -> int:
+    """In bytes, where it is a file; else 0."""
+    status = os.fstat(sys.stdin.fileno())
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
+class _Counting:
+    """Standard input, whose bytes are counted as they go."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def read(self, size: int) -> bytes:
+        block = os.read(sys.stdin.fileno(), size)
+        if self._task.progress:
+            self._task.progress.bytes_done += len(block)
+        return block
 
 
 def _by_workspace(sources: Sequence[Place]) -> Iterator[tuple[str, Iterator[Place]]]:
@@ -223,7 +242,7 @@ def _find(task: Task, sources: Iterable[Place], *, recursive: bool) -> list[Foun
     """
     found: list[Found] = []
     for source in sources:
-        with _reporting(task, source):
+        with reporting(task, source):
             if source.workspace:
                 found.extend(find_files(task.client, source, recursive=recursive))
             else:
@@ -231,7 +250,7 @@ def _find(task: Task, sources: Iterable[Place], *, recursive: bool) -> list[Foun
     return found
 
 
-def _localized(task: Task, aimed: Iterable[tuple[Found, str]]) -> Iterator[dict[str, Any]]:
+def _localized(task: Task, aimed: Iterable[tuple[Found, str]]) -> Pairs:
     """Items of a download; the directories that a recursive one needs are made on the way."""
     made = ""
     for item, path in aimed:
@@ -244,17 +263,17 @@ def _localized(task: Task, aimed: Iterable[tuple[Found, str]]) -> Iterator[dict[
                 task.fail(Failure.of(directory, error))
                 continue
             made = directory
-        yield {"file_path": item.path, "local_path": local_path, "partial": False}
+        yield item, {"file_path": item.path, "local_path": local_path, "partial": False}
 
 
-def _located(task: Task, workspace: str, aimed: Iterator[tuple[Found, str]]) -> Iterator[dict[str, Any]]:
+def _located(task: Task, workspace: str, aimed: Iterator[tuple[Found, str]]) -> Pairs:
     """Items of an upload from where `workspace`'s files appear in this process's file system."""
     for chunk in iter(lambda: list(itertools.islice(aimed, CHUNK_ITEMS)), []):
         paths = task.client.paths(workspace, [item.path for item, _ in chunk])
         if paths is None:
             raise Failure(workspace, "unsupported", "its files have no path here: download, then upload them")
-        for index, (_, path) in enumerate(chunk):
-            yield {"local_path": paths[index], "file_path": path}
+        for index, (item, path) in enumerate(chunk):
+            yield item, {"local_path": paths[index], "file_path": path}
 
 
 class Target(NamedTuple):
@@ -315,7 +334,7 @@ def _is_plain(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def _reporting(task: Task, subject: object) -> Iterator[None]:
+def reporting(task: Task, subject: object) -> Iterator[None]:
     """Report a failure and go on after the block, unless whatever comes next would fail in the same way."""
     try:
         yield

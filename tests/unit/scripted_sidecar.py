@@ -44,7 +44,7 @@ class _Exchange(BaseHTTPRequestHandler):
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.server.script(request, self.wfile.write)
 
-    do_GET = do_POST = handle_any  # noqa: N815 - the names that http.server calls
+    do_GET = do_HEAD = do_POST = handle_any  # noqa: N815 - the names that http.server calls
 
     def log_message(self, *_: object) -> None:
         pass

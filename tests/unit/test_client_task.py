@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import json
 import os
 import re
@@ -20,9 +21,10 @@ import pytest
 
 import brokervol
 from brokervol import __main__ as host
-from brokervol import bundle, console, places, task
+from brokervol import bundle, commands, console, places, task
 from brokervol.console import Failure, UsageError, human_size
 from brokervol.places import Place, parse_place
+from brokervol.progress import Progress
 from sidecar.errors import STATUS_OF_CODE
 from unit.scripted_sidecar import Request, answer, scripted_sidecar
 from unit.sidecar_process import clean_environment
@@ -119,7 +121,7 @@ def test_the_version_is_the_distributions() -> None:
         (["ls", "data"], "brokervol: ls: data: write NAME:path, where NAME is a workspace"),
         (["ls", "-x", "data:"], "brokervol: ls: unrecognized arguments: -x"),
         (["ws", "data:"], "brokervol: ws: write brokervol ws [--json]"),
-        (["cp", "data:a"], "brokervol: cp: write brokervol cp [-r] [-n] [--json] SOURCE... TARGET"),
+        (["cp", "data:a"], "brokervol: cp: write brokervol cp [-r] [-n] [-q] [--json] SOURCE... TARGET"),
         (["cp", "a", "b"], "brokervol: cp: neither side is in a workspace"),
         (["cp", "data:a", "b", "./c"], "brokervol: cp: neither side is in a workspace"),
         (["cp", "a", "b", "data:c"], "brokervol: cp: data:c: several files need a directory as their target"),
@@ -132,6 +134,18 @@ def test_the_version_is_the_distributions() -> None:
         (["rm", "data:"], "brokervol: rm: data: is a directory: use -r"),
         (["rm", "a"], "brokervol: rm: a: write NAME:path"),
         (["stat", "data:2026/"], "brokervol: stat: data:2026/: name a file"),
+        (["cp", "data:a", "-"], "brokervol: cp: to write a file to standard output use brokervol cat"),
+        (["cp", "-", "data:in/"], "brokervol: cp: standard input (-) is one file: write cp - NAME:path"),
+        (["cp", "-", "a", "data:in"], "brokervol: cp: standard input (-) is one file: write cp - NAME:path"),
+        (["cat", "data:2026/"], "brokervol: cat: data:2026/ is a directory"),
+        (["cat", "--range", "9-1", "data:a"], "brokervol: cat: --range 9-1: write FIRST-LAST, FIRST- or"),
+        (["cat", "--range", "-", "data:a"], "brokervol: cat: --range -: write FIRST-LAST, FIRST- or"),
+        (["find", "--larger", "1x", "data:"], "brokervol: find: --larger 1x: write a number of bytes"),
+        (["find", "--newer", "soon", "data:"], "brokervol: find: --newer soon: write an age such as 30s"),
+        (["find", "--older", "2026-02-30", "data:"], "brokervol: find: --older 2026-02-30: write an age"),
+        (["find", "--older", "2026-02-20Z", "data:"], "brokervol: find: --older 2026-02-20Z: write an age"),
+        (["find", "--newer", "999999999w", "data:"], "brokervol: find: --newer 999999999w: write an age"),
+        (["completion", "csh"], "brokervol: completion: csh: accepted are bash, zsh, fish"),
         (["--socket"], "brokervol: argument --socket: expected one argument"),
     ],
 )  # fmt: skip
@@ -144,7 +158,7 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(
     assert (out, err.count("\n")) == ("", 1)
 
 
-@pytest.mark.parametrize("verb", task.VERBS)
+@pytest.mark.parametrize("verb", commands.VERBS)
 def test_each_verb_has_help_with_examples_that_are_right(capfd: pytest.CaptureFixture[str], verb: str) -> None:
     with pytest.raises(SystemExit) as end:
         task.main([verb, "--help"])
@@ -175,7 +189,7 @@ def test_the_hosts_help_names_its_processes_and_the_clients_does_not(capfd: pyte
         out, _ = capfd.readouterr()
         for name in host.PROCESSES:
             assert bool(re.search(rf"^  {name} +run ", out, re.MULTILINE)) is shown
-        for name in task.VERBS:
+        for name in commands.VERBS:
             assert re.search(rf"^  {name} +\w", out, re.MULTILINE)
 
 
@@ -195,9 +209,11 @@ def test_help_and_the_verbs_load_no_server() -> None:
 
 @pytest.mark.parametrize("name", host.PROCESSES)
 def test_the_hosts_processes_are_reached_by_name(capfd: pytest.CaptureFixture[str], name: str) -> None:
-    with pytest.raises(SystemExit) as end:
-        host.main([name, "--help"])
-    assert end.value.code == 0
+    try:
+        code: object = host.main([name, "--help"])
+    except SystemExit as end:
+        code = end.code
+    assert code == 0
     assert f"brokervol {name}" in capfd.readouterr().out
 
 
@@ -230,9 +246,55 @@ def test_sizes_for_people(size: int, text: str) -> None:
     assert human_size(size) == text
 
 
-def test_the_progress_line_counts_rate_and_time() -> None:
-    assert console.Progress(500).text(120, 2.0) == "[#####-------------------] 120/500 files  60.0/s  0:06 left"
-    assert console.Progress(0).text(0, 0.0).endswith("0/0 files  0.0/s  0:00 left")
+@pytest.mark.parametrize(
+    ("columns", "text"),
+    [
+        (100, "[#########---------------]  120/1,500 files  60M/84M  30M/s  0:03 left"),
+        (70, "[#########---------------]  120/1,500 files  60M/84M  30M/s  0:03 left"),
+        (60, "120/1,500 files  60M/84M  30M/s  0:03 left"),
+        (33, "120/1,500 files  60M/84M  30M/s"),
+        (20, "120/1,500 files"),
+        (5, "120/1"),
+    ],
+)
+def test_the_progress_line_fits_the_terminal(columns: int, text: str) -> None:
+    with contextlib.closing(Progress(1500, 84 << 20)) as progress:
+        progress.files_done, progress.bytes_done = 120, 60 << 20
+        assert progress.text(2.0, columns) == text
+
+
+@pytest.mark.parametrize(
+    ("files", "size", "done", "text"),
+    [
+        (500, None, (120, 0), "[#####-------------------]  120/500 files  60.0/s  0:06 left"),
+        (500, None, (0, 0), "[------------------------]  0/500 files  0.0/s  0:02 passed"),
+        (None, 0, (0, 4096), "[------------------------]  4.0K  2.0K/s  0:02 passed"),
+        (None, 8192, (0, 4096), "[############------------]  4.0K/8.0K  2.0K/s  0:02 left"),
+        (9000, None, (1, 0), "[------------------------]  1/9,000 files  0.5/s  4:59:58 left"),
+        (1, 10, (1, 20), "[########################]  1/1 files  20/10  10/s  0:00 left"),
+    ],
+)
+def test_the_progress_line_says_what_is_known(
+    files: int | None, size: int | None, done: tuple[int, int], text: str
+) -> None:
+    with contextlib.closing(Progress(files, size)) as progress:
+        progress.files_done, progress.bytes_done = done
+        assert progress.text(2.0, 100) == text
+
+
+def test_python_imports_the_client_from_the_archive(tmp_path: Path) -> None:
+    executable = bundle.write_client(str(tmp_path))
+    program = f"""
+import sys
+sys.path.insert(0, {executable!r})
+from brokervol.client import BrokerError, Client
+try:
+    Client({str(tmp_path / "none")!r}).workspaces()
+except BrokerError as error:
+    print(error.code, sys.modules["brokervol"].__file__)
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == f"unreachable {executable}/brokervol/__init__.py\n"
 
 
 @pytest.mark.parametrize(
@@ -274,8 +336,8 @@ def test_directories_deeper_than_pythons_stack_are_walked(tmp_path: Path) -> Non
 
 
 def test_the_documentation_names_every_verb_option_and_exit_code() -> None:
-    options = {name for names, _ in task._OPTIONS.values() for name in names} | {"--json", "--socket", "--version"}
-    for verb in (*task.VERBS, *host.PROCESSES):
+    options = {name for names, _, _ in commands.OPTIONS.values() for name in names} | {"--socket", "--version"}
+    for verb in (*commands.VERBS, *host.PROCESSES):
         assert f"`brokervol {verb}" in DOCUMENT
     for option in options:
         assert f"`{option}" in DOCUMENT
@@ -287,16 +349,21 @@ def test_the_documentation_names_every_verb_option_and_exit_code() -> None:
 def test_the_documentation_names_every_option_and_variable_of_the_daemon(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(SystemExit):
+    with contextlib.suppress(SystemExit):
         host.main(["daemon", "--help"])
     shown = capfd.readouterr().out
-    for word in set(re.findall(r"--[a-z-]+|\$[A-Z_]+", shown)) - {"--help"}:
-        assert f"`{word.lstrip('$')}" in DOCUMENT
+    settings = (ROOT / "docs/operations.md").read_text()
+    words = set(re.findall(r"--[a-z0-9-]+|\[[A-Z0-9_]+\]", shown)) - {"--help"}
+    assert len(words) > 20
+    for word in words:
+        assert f"`{word.strip('[]')}" in DOCUMENT + settings
 
 
 def test_the_examples_of_the_documentation_are_right() -> None:
     examples = re.findall(
-        r"^(?:/run/brokervol/)?brokervol ((?:ws|ls|cp|mv|rm|stat)\b.*?)(?: +#.*)?$", DOCUMENT, re.M
+        r"^(?:/run/brokervol/)?brokervol ((?:ws|ls|find|cp|mv|rm|stat|cat|completion)\b.*?)(?: +#.*| \| .*)?$",
+        DOCUMENT,
+        re.M,
     )
     assert len(examples) > 8
     for example in examples:

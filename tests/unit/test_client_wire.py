@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from brokervol import client as client_module
-from brokervol.client import CHUNK_ITEMS, BrokerError, Client, FileDetails
+from brokervol.client import CHUNK_ITEMS, BrokerError, Client, FileDetails, FileFacts
 from unit.scripted_sidecar import CHUNKED, Request, Script, answer, chunk, lines, scripted_sidecar
 
 Write = Callable[[bytes], object]
@@ -230,7 +229,7 @@ def test_a_closed_iterator_closes_its_connection(path: str) -> None:
     with scripted_sidecar(path, start):
         files = Client(path).files("data")
         next(files)
-        files.close()  # type: ignore[attr-defined]
+        files.close()
         assert is_closed.wait(20)
 
 
@@ -255,12 +254,11 @@ def test_a_connection_refused_during_a_restart_is_tried_again(path: str, monkeyp
     assert found == [[]]
 
 
-def test_a_sidecar_that_stays_away_is_unreachable(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_RESTART_PATIENCE_S", 0.0)
+def test_a_sidecar_that_stays_away_is_unreachable(path: str) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(path)
     with pytest.raises(BrokerError, match="connection refused") as caught:
-        Client(path).workspaces()
+        Client(path, patience_s=0).workspaces()
     assert caught.value.code == "unreachable"
 
 
@@ -274,3 +272,47 @@ def test_a_silent_sidecar_is_left_after_the_timeout(path: str) -> None:
         with pytest.raises(BrokerError, match="timed out"):
             Client(path, timeout_s=0.05).workspaces()
         asked_to_end.set()
+
+
+# --- contents --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "range_sent"),
+    [
+        ((0, None), None),
+        ((5, None), "bytes=5-"),
+        ((0, 10), "bytes=0-9"),
+        ((5, 10), "bytes=5-14"),
+        ((-3, None), "bytes=-3"),
+    ],
+)
+def test_parts_of_a_file_are_asked_for_as_ranges(
+    path: str, part: tuple[int, int | None], range_sent: str | None
+) -> None:
+    with scripted_sidecar(path, saying(answer(b"bytes"))) as requests:
+        assert b"".join(Client(path).read("data", "a b/é", *part, etag="v1")) == b"bytes"
+    assert requests[0].target == "/v1/workspaces/data/content/a%20b/%C3%A9"
+    assert requests[0].headers.get("range") == range_sent
+    assert requests[0].headers["if-match"] == '"v1"'
+
+
+@pytest.mark.parametrize("part", [(0, 0), (-1, 5), (3, -1)])
+def test_parts_that_cannot_be_are_refused(path: str, part: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="length must be"):
+        next(Client(path).read("data", "a", *part))
+
+
+def test_facts_that_are_refused_are_refused_with_the_reason(path: str) -> None:
+    def script(request: Request, write: Write) -> None:
+        told = {"code": "missing-file", "detail": "there is no a.tif"}
+        write(answer(b"" if request.method == "HEAD" else told, "404 Not Found"))
+
+    with scripted_sidecar(path, script), pytest.raises(BrokerError, match=r"no a\.tif") as caught:
+        Client(path).facts("data", "a.tif")
+    assert caught.value.code == "missing-file"
+
+
+def test_a_storage_that_tells_no_time_has_none(path: str) -> None:
+    with scripted_sidecar(path, saying(b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\nETag: "v"\r\n\r\n')):
+        assert Client(path).facts("data", "a") == FileFacts(12, "v", None, "")
