@@ -29,13 +29,15 @@ COPY dependencies usr/local/lib/python3.11/dist-packages
 RUN set -eu; \
     mkdir -p etc/ssl/certs; \
     cd usr/local/lib/python3.11/dist-packages/botocore; \
-    cp cacert.pem /root-fs/etc/ssl/certs/ca-certificates.crt; \
+    mv cacert.pem /root-fs/etc/ssl/certs/ca-certificates.crt; \
+    ln -s /etc/ssl/certs/ca-certificates.crt cacert.pem; \
     find data -mindepth 1 -maxdepth 1 -type d ! -name s3 ! -name sts ! -name sso ! -name sso-oidc ! -name signin -exec rm -r {} +
 # Nor is anything of the packages wanted that is for their own tests, or for other services.
 RUN set -eu; \
     cd usr/local/lib/python3.11/dist-packages; \
     find boto3/data -mindepth 1 -maxdepth 1 -type d ! -name s3 -exec rm -r {} +; \
-    rm -r alembic/testing cheroot/test obstore-*.dist-info/sboms sqlalchemy/testing
+    rm -r alembic/testing cheroot/test obstore-*.dist-info/sboms pyroute2/dhcp sqlalchemy/testing *.dist-info/RECORD; \
+    find . -name '*.pyi' -delete
 # Bytecode is never checked against its source: nothing here changes, and start-up saves a stat per module. Made by
 # one process with one seed, it is the same at each build.
 RUN set -eu; \

@@ -3,20 +3,28 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 RIVALS := .venv/.rivals
+SITE := .venv/.site
 ARGS ?=
 STEPS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo bench bench-quick fuzz soak plugin install release lock check root lab clean
+.PHONY: help test demo pictures docs bench bench-quick fuzz soak plugin install release lock check root tools lab clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-test: lab check ## check, then run all tests; as root on Debian that installs what is missing (ARGS: to pytest)
+test: lab check docs ## check, then run all tests; as root on Debian that installs what is missing (ARGS: to pytest)
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-demo: root lab $(READY) ## show it at work on a private engine, which is gone afterwards
+demo: root tools $(READY) ## show it at work on a private engine, which is gone afterwards
 	@PYTHONPATH=tests:plugin $(BIN)/python tests/demo.py
+
+pictures: root lab $(READY) ## draw docs/pictures anew, each from a real run
+	$(BIN)/python docs/pictures/draw.py
+	@PYTHONPATH=tests:plugin $(BIN)/python tests/pictures.py
+
+docs: $(SITE) ## make the site of docs/ in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: $(RIVALS) ## measure ours beside its rivals, for some ten minutes (see make bench ARGS=--help)
 	@PYTHONPATH=tests:plugin $(BIN)/python -m bench $(ARGS)
@@ -53,7 +61,10 @@ check: $(READY) ## ruff and mypy
 root:
 	@$(PYTHON) tests/lab/prerequisites.py root
 
-lab: ## install what the system tests and the demo need (root, apt-get)
+tools: ## install what building the plugin and the demo need (root, apt-get)
+	@$(PYTHON) tests/lab/prerequisites.py tools
+
+lab: ## install what the tests need (root, apt-get)
 	@$(PYTHON) tests/lab/prerequisites.py
 
 clean: ## remove what was built and cached
@@ -67,4 +78,8 @@ $(READY): pyproject.toml
 
 $(RIVALS): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
+$(SITE): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@

@@ -75,7 +75,7 @@ def run(what: str, command: list[str]) -> None:
             env=os.environ | {"SOURCE_DATE_EPOCH": str(EPOCH)},
         )
     except FileNotFoundError as error:
-        raise BuildFailed(f"{what}: {command[0]} is not installed; `make lab` installs it") from error
+        raise BuildFailed(f"{what}: {command[0]} is not installed; `make tools` installs it") from error
     if done.returncode != 0:
         raise BuildFailed(f"{what}: {command[0]} failed:\n{done.stdout.strip()[-2000:]}")
 

@@ -33,6 +33,13 @@ from storage import mountinfo
 _START_TIMEOUT_S = 60
 _STOP_TIMEOUT_S = 60
 _CALL_TIMEOUT_S = 120
+# A network namespace is new: nothing is up in it, not even its loopback.
+_WITH_LOOPBACK = """
+import os, sys, pyroute2
+with pyroute2.IPRoute() as routes:
+    routes.link("set", index=1, state="up")
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 class LabError(AssertionError):
@@ -113,12 +120,17 @@ class Engine:
     Args:
         directory: where it keeps everything; made here, and removed at the end. Default: a new one in /tmp.
         live_restore: whether containers go on while dockerd is away.
+        has_network: whether it has a network namespace of its own and in it a bridge for containers, so that it
+            may join a swarm; if not, containers have no network.
     """
 
-    def __init__(self, directory: Path | None = None, *, live_restore: bool = False) -> None:
+    def __init__(
+        self, directory: Path | None = None, *, live_restore: bool = False, has_network: bool = False
+    ) -> None:
         self.directory = directory or Path(tempfile.mkdtemp(prefix="brokervol-lab-"))
         self.directory.mkdir(exist_ok=True)
         self.live_restore = live_restore
+        self.has_network = has_network
         self._socket = str(self.directory / "docker.sock")
         self.url = f"unix://{self._socket}"
         self.cgroup = f"brokervol-lab-{os.getpid()}-{self.directory.stat().st_ino}"
@@ -154,14 +166,16 @@ class Engine:
             "exec-root": "exec",
             "pidfile": "docker.pid",
         }
+        network = ["unshare", "--net", sys.executable, "-c", _WITH_LOOPBACK] if self.has_network else []
         return [
+            *network,
             "dockerd",
             *(f"--{option}={self.directory / name}" for option, name in options.items()),
             f"--host={self.url}",
             f"--live-restore={str(self.live_restore).lower()}",
             f"--cgroup-parent=/{self.cgroup}",
             "--exec-opt=native.cgroupdriver=cgroupfs",
-            "--bridge=none",
+            *([] if self.has_network else ["--bridge=none"]),
             "--iptables=false",
             "--ip6tables=false",
         ]
@@ -235,11 +249,15 @@ class Engine:
         """Where we find what the engine's mount namespace has at `path`."""
         return Path(f"/proc/{self._keeper.anchor}/root{path}")
 
+    @property
+    def entering(self) -> list[str]:
+        """What a host's command begins with that is run in the engine's mount namespace, from `/`."""
+        return ["nsenter", f"--mount=/proc/{self._keeper.anchor}/ns/mnt", "--"]
+
     def execute(self, *command: str) -> str:
         """Run a host's command in the engine's mount namespace; its output."""
-        namespace = f"--mount=/proc/{self._keeper.anchor}/ns/mnt"
         done = subprocess.run(
-            ["nsenter", namespace, "--", *command],
+            [*self.entering, *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -14,20 +14,22 @@ import sys
 from collections.abc import Mapping
 
 # Debian package -> the file that shows it is there, whoever installed it (an engine of another maker is as good).
-_OF_SYSTEM_TESTS = {
+TOOLS = {
     "docker.io": "dockerd",
     "mmdebstrap": "mmdebstrap",
     "busybox-static": "/usr/share/doc/busybox-static",
-    "systemd": "systemd-analyze",  # not running: it judges our unit
 }
 PACKAGES = {
-    **_OF_SYSTEM_TESTS,
+    **TOOLS,
+    "systemd": "systemd-analyze",  # not running: it judges our unit
     "e2fsprogs": "mkfs.ext4",
     "postgresql": "/usr/lib/postgresql/*/bin/initdb",
     "chromium-headless-shell": "/usr/bin/chromium*",  # a quarter less than the browser with a window
     "docker-compose": "docker-compose",
     "nodejs": "node",
     "jq": "jq",
+    "zsh": "zsh",
+    "fish": "fish",
 }
 
 # What the tests' own machine (lab/uml.py) is made of. It is unpacked, not installed: to install a file server
@@ -54,7 +56,7 @@ def absence() -> str:
     """Why a system test cannot run here, in a few words; empty where it can."""
     if os.geteuid() != 0:
         return "needs root"
-    if packages := missing(_OF_SYSTEM_TESTS):
+    if packages := missing(TOOLS):
         return f"needs {', '.join(packages)}: `make lab` installs what is missing on Debian"
     return ""
 
@@ -117,14 +119,20 @@ def _apt_get(*command: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """`venv`: what a virtual environment needs; `root`: only look whether this is root; none: the laboratory."""
+    """What to install. `venv`: what a virtual environment needs; `tools`: what a plugin is built with and the demo
+    needs; nothing: the laboratory. `root`: nothing, only look whether this is root.
+    """
     if arguments == ["root"]:
         if os.geteuid() != 0:
             print("this starts a Docker engine of its own, and needs root for it", file=sys.stderr)
         return int(os.geteuid() != 0)
     is_venv = arguments == ["venv"]
-    needed = missing() if not is_venv else [] if _has_venv() else ["python3-venv"]
-    is_machine_wanted = not is_venv and os.uname().machine == "x86_64" and not os.path.exists(_LAST_OF_MACHINE)
+    if is_venv:
+        needed = [] if _has_venv() else ["python3-venv"]
+    else:
+        needed = missing(TOOLS if arguments == ["tools"] else PACKAGES)
+    is_of_lab = not arguments and os.uname().machine == "x86_64"
+    is_machine_wanted = is_of_lab and not os.path.exists(_LAST_OF_MACHINE)
     if not needed and not is_machine_wanted:
         return 0
     if os.geteuid() != 0 or not _is_there("apt-get"):
