@@ -5,10 +5,15 @@ A picture is a function in PICTURES that writes the file of its name.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
+import struct
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import termios
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -62,10 +67,47 @@ def doctor_command(site: Site, file: Path) -> None:
     file.write_text(re.sub(r"@font-face {.*?}\s*", "", svg, flags=re.DOTALL))
 
 
+def copy_command(site: Site, file: Path) -> None:
+    """What `brokervol cp` shows on a terminal while it is half-way."""
+    from rich.console import Console
+    from rich.text import Text
+
+    with temporary_directory() as directory:
+        (directory / "scenes").mkdir()
+        for number in range(4000):
+            (directory / "scenes" / f"{number:04}.tif").write_bytes(bytes(8192))
+        words = ["cp", "-r", "scenes", "data:2026/"]
+        frames = frames_of([sys.executable, "-m", "brokervol", *words], site.sidecar.socket_path, directory)
+    with open(os.devnull, "w") as nowhere:
+        console = Console(record=True, width=_COLUMNS, force_terminal=True, file=nowhere)
+        console.print(Text.from_ansi(f"$ brokervol {' '.join(words)}\n{frames[len(frames) // 2]}"))
+    svg = console.export_svg(title="brokervol cp")
+    file.write_text(re.sub(r"@font-face {.*?}\s*", "", svg, flags=re.DOTALL))
+
+
+def frames_of(command: Sequence[str], socket_path: str, directory: Path) -> list[str]:
+    """What the last line of a terminal was, one after the other."""
+    controller, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, _COLUMNS, 0, 0))
+    environment, text = {**os.environ, "BROKERVOL_SOCKET": socket_path}, b""
+    with (
+        open(controller, "rb", buffering=0) as output,
+        subprocess.Popen(command, cwd=directory, env=environment, stdout=terminal, stderr=terminal) as process,
+    ):
+        os.close(terminal)
+        with contextlib.suppress(OSError):  # the terminal's other side is closed
+            while part := output.read(65536):
+                text += part
+        if process.wait() != 0:
+            raise RuntimeError(text.decode())
+    return [line for frame in text.decode().split("\r") if (line := frame.replace("\x1b[K", "").strip())]
+
+
 PICTURES: Mapping[str, Callable[[Site, Path], None]] = {
     "status-page.png": status_page,
     "status.svg": status_command,
     "doctor.svg": doctor_command,
+    "cp.svg": copy_command,
 }
 
 
