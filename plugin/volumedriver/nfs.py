@@ -16,13 +16,12 @@ from volumedriver.errors import DriverError, InvalidVolume, MountFailed, NfsServ
 from volumedriver.nfs_options import Place
 from volumedriver.nfs_servers import Refused, Servers
 from volumedriver.options import NfsOptions
-from volumedriver.rpc import PORTMAPPER_PORT
+from volumedriver.rpc import MOUNT, PORTMAPPER_PORT
 from volumedriver.workers import NoAnswer, NoWorker, Workers
 
 log = structlog.get_logger()
 
 TIMEOUT_S = 20
-LONGEST_TIMEOUT_S = 24
 PROBE_TIMEOUT_S = 5.0
 
 _PATIENCE_S = 0.5  # with what is done already and only not yet acknowledged
@@ -32,6 +31,7 @@ _NOWHERE = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, err
 _SILENT = _NOWHERE | {errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN}
 _STEPS_OF_SERVER = frozenset(("resolve", "connect", "ask", "mount"))
 _STEPS_BEYOND = frozenset(("walk", "link", "referral", "unproven"))  # of what the server has shown already
+_STEPS_OF_KERNEL = frozenset(("mount", "walk"))
 _DENIED = frozenset((errno.EACCES, errno.EPERM))
 _UNSECURED = _DENIED | {errno.EINVAL}
 
@@ -116,6 +116,7 @@ class NfsMounts:
             OSError: it is still there.
         """
         self._left({"do": "remove", "mountpoint": mountpoint})
+        self._servers.wake.set()  # perhaps nobody has its server mounted any more
 
     def _left(self, request: Facts) -> None:
         facts = self._workers.run_and_leave(request, _PATIENCE_S, self._timeout_s)
@@ -141,9 +142,11 @@ class NfsMounts:
         try:
             facts = self._workers.run(request, timeout_s, [target_fd])
         except NoAnswer as silence:
-            reason = _too_late(place, silence.step, timeout_s)
-            if silence.step.get("step") in _STEPS_OF_SERVER:
+            reason, step = _too_late(place, silence.step, timeout_s), silence.step.get("step")
+            if step in _STEPS_OF_SERVER:
                 self._servers.failed(source, reason, began, _addresses(silence.step))
+            if step in _STEPS_OF_KERNEL:  # perhaps not the server's fault, but its disk's, or another server's
+                self._servers.hurry(source)
             raise NfsUnavailable(_sentence(place, reason)) from silence
         except NoWorker as error:
             raise MountFailed(f"cannot mount {shown(place.text)}: {error.strerror or error}") from error
@@ -184,9 +187,9 @@ class NfsMounts:
 
 def _tells_of_death(facts: Facts) -> bool:
     """Whether a failure says that the server is dead or silent. What is wrong with a path or option does not."""
-    return facts["failed"] in _STEPS_OF_SERVER - {"mount"} or (
-        facts["failed"] == "mount" and facts["errno"] in _SILENT
-    )
+    if facts["failed"] == "mount":
+        return facts["errno"] in _SILENT
+    return facts["failed"] in _STEPS_OF_SERVER and not facts.get("is_given")
 
 
 def _tells_of_life(facts: Facts) -> bool:
@@ -255,9 +258,10 @@ def _too_late(place: Place, step: Facts, timeout_s: float) -> str:
                 " is between"
             )
         case "ask":
+            does = f"does not answer {step['call']}" if "call" in step else "answers no request"
             return (
-                f"{server} accepts connections on port {step['port']} but answers no request {within}:"
-                " its NFS service hangs, or something else listens there"
+                f"{server} accepts connections on port {step['port']} but {does} {within}: its {_service(step)}"
+                " hangs, or something else listens there"
             )
         case "mount":
             return f"{server} did not let the mount with NFS {step['version']} end {within}: it or its disks hang"
@@ -266,8 +270,11 @@ def _too_late(place: Place, step: Facts, timeout_s: float) -> str:
                 f"{server} answers, but the way to {shown(step['path'])} on it did not end {within}: its disks"
                 " hang, or it refers to another server (refer=) that does not answer"
             )
-        case _:
-            return f"the worker process did not begin {within}: this host is overloaded"
+        case other:
+            who = (
+                "rpcbind of this host does not answer" if other == "statd" else "the worker process did not begin"
+            )
+            return f"{who} {within}: this host is overloaded"
 
 
 def _sentence(place: Place, fact: str) -> str:
@@ -302,14 +309,37 @@ def _connect(source: NfsSource, facts: Facts) -> DriverError:
             or f"{server} cannot be reached{_over(ways)} ({facts['reason']}): it is down, or the network there"
         )
     if facts["errno"] == errno.ECONNREFUSED:
-        what = "rpcbind, which NFSv3 needs, does not run" if port == PORTMAPPER_PORT else "no NFS server runs"
+        if facts.get("is_given"):
+            return MountFailed(
+                f"{server} refuses connections to port {port}: mountport={port} in mount_options is not where its"
+                " mount service is; leave it out, and the server is asked"
+            )
+        what = f"no {_service(facts, 'NFS server')} runs"
+        if port == PORTMAPPER_PORT:
+            what = "rpcbind, which NFSv3 needs, does not run"
         return NfsUnavailable(f"{server} refuses connections to port {port}: {what} there, or a firewall refuses")
     return NfsUnavailable(f"{server} cannot be reached on port {port}: {facts['reason']}")
 
 
+def _service(facts: Facts, usual: str = "NFS service") -> str:
+    """What was asked on a port."""
+    if facts.get("port") == PORTMAPPER_PORT:
+        return "rpcbind"
+    return "mount service (rpc.mountd)" if facts.get("program") == MOUNT else usual
+
+
 def _ask(source: NfsSource, facts: Facts) -> DriverError:
     server = _server(source.options.place, _addresses(facts))
-    return NfsUnavailable(f"what answers on port {facts['port']} of {server} is no NFS service: {facts['reason']}")
+    return NfsUnavailable(
+        f"what answers on port {facts['port']} of {server} is no {_service(facts)}: {facts['reason']}"
+    )
+
+
+def _family(source: NfsSource, facts: Facts) -> DriverError:
+    return MountFailed(
+        f"{source.options.place.server} has no IPv6 address, which proto={facts['proto']} in mount_options asks"
+        " for: leave proto out, or name an address that it has"
+    )
 
 
 def _version(source: NfsSource, facts: Facts) -> DriverError:
@@ -348,9 +378,9 @@ def _option(_: NfsSource, facts: Facts) -> DriverError:
     return MountFailed(f"this host's kernel refuses the mount option {facts['option']} ({_said(facts)})")
 
 
-def _statd(_: NfsSource, __: Facts) -> DriverError:
+def _statd(_: NfsSource, facts: Facts) -> DriverError:
     return MountFailed(
-        "NFSv3 locks need rpc.statd on this host, which does not run: start it (Debian: nfs-common and rpcbind),"
+        f"NFSv3 locks need rpc.statd on this host ({facts['reason']}): start it (Debian: nfs-common and rpcbind),"
         " use NFSv4, or give nolock in mount_options if no other host locks files there"
     )
 
@@ -454,12 +484,14 @@ def _exports(place: Place, facts: Facts) -> str:
         return f": it is exported, but not to this host's address{address}, or not with this security"
     if not exports:
         return ": the server says that it exports nothing"
-    more = f" and {len(exports) - _MOST_SHOWN} more" if len(exports) > _MOST_SHOWN else ""
+    count = facts.get("exports_count", len(exports))
+    more = f" and {count - _MOST_SHOWN} more" if count > _MOST_SHOWN else ""
     return f": the server says that it exports {', '.join(map(shown, exports[:_MOST_SHOWN]))}{more}"
 
 
 _EXPLANATIONS: dict[str, Callable[[NfsSource, Facts], DriverError]] = {
     "resolve": _resolve,
+    "family": _family,
     "refuse": _refuse,
     "connect": _connect,
     "ask": _ask,

@@ -13,15 +13,17 @@ import ipaddress
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from volumedriver import mountcalls, nfs_tree, rpc
+from volumedriver import mountcalls, nfs4, nfs_tree, rpc
 from volumedriver.nfs_request import Facts, Failure, Report, Request, Server
 from volumedriver.rpc import Address
 
 # The next version is tried after these only: the server, or this kernel, does not have the one asked for.
 _NO_SUCH_VERSION = frozenset((errno.EPROTONOSUPPORT, errno.EPFNOSUPPORT))
 _STEPS_OF_VERSION = frozenset(("mount", "option"))
+_DATAGRAMS = frozenset(("udp", "udp6"))
+_OWN_RPCBIND_S = 2.0
 
 
 def mount(request: Request, target_fd: int, report: Report) -> Facts:
@@ -49,43 +51,43 @@ def mount(request: Request, target_fd: int, report: Report) -> Facts:
 
 
 def probe(request: Request, report: Report) -> Facts:
-    """Ask the server whether it is there, as `mount` would; returns where, and how long it took to answer."""
+    """Ask the server for all that `mount` would; returns where, and how long the first call took."""
     addresses = _resolved(request, report)
-    if request.versions[0] != "3":
+    versions = list(request.versions)
+    began = time.monotonic()
+    if versions[0] != "3":
+        versions, server = _asked_for_v4(request, addresses, report, is_whole=True)
+        addresses = [server.address]
         port = request.port or rpc.NFS_PORT
-    else:
-        port = request.port or _port_for_v3(request, addresses, report)
-        if request.proto in {"udp", "udp6"}:
-            return {"address": addresses[0].text, "port": port, "took_s": 0}
-    connection, address = _connected(addresses, port, report)
-    with connection:
-        began = time.monotonic()
-        with contextlib.suppress(rpc.NotServed):  # which is an answer, too
-            _asked(connection, address, port, request.versions[0], report)
-        return {"address": address.text, "port": port, "took_s": time.monotonic() - began}
-
-
-def _port_for_v3(request: Request, addresses: Sequence[Address], report: Report) -> int:
-    connection, address = _connected(addresses, rpc.PORTMAPPER_PORT, report)
-    with connection:
+    took_s = time.monotonic() - began
+    if versions[0] == "3":
         try:
-            return _registered(request, connection, address, report)[0]
+            server, port = _found_v3(request, addresses, report)
         except Failure as failure:
             if failure.facts["failed"] != "version":
                 raise
             # Whatever else it serves: what is mounted, or shall be, is of this version.
-            facts: Facts = {"address": address.text, "port": rpc.PORTMAPPER_PORT}
+            facts: Facts = {"address": addresses[0].text, "port": rpc.PORTMAPPER_PORT}
             raise Failure("ask", reason="NFSv3 is not registered with it", **facts) from failure
+        took_s = 0 if request.proto in _DATAGRAMS else time.monotonic() - began
+    return {"address": server.address.text, "port": port, "took_s": took_s}
 
 
-def _asked_for_v4(request: Request, addresses: Sequence[Address], report: Report) -> tuple[list[str], Server]:
-    """The versions that are worth a try, and the server at the address that answers."""
+def _asked_for_v4(
+    request: Request, addresses: Sequence[Address], report: Report, *, is_whole: bool = False
+) -> tuple[list[str], Server]:
+    """The versions that are worth a try, and the server at the address that answers.
+
+    Args:
+        is_whole: whether to ask for all that the kernel would, also if it knows the server already.
+    """
     port = request.port or rpc.NFS_PORT
     connection, address = _connected(addresses, port, report)
     with connection:
         server = Server(address, str(connection.getsockname()[0]))
         try:
-            _asked(connection, address, port, request.versions[0], report)
+            is_whole = is_whole or not nfs4.is_known_to_kernel(address, port)
+            _greeted(connection, address, port, request.versions[0], report, is_whole=is_whole)
         except rpc.NotServed as served:
             if "3" in request.versions:
                 return ["3"], server
@@ -109,7 +111,7 @@ def _resolved(request: Request, report: Report) -> list[Address]:
     if request.proto in {"tcp6", "udp6"}:
         addresses = [address for address in addresses if address.is_ipv6]
         if not addresses:
-            raise Failure("resolve", reason=f"it has no IPv6 address, and proto={request.proto} asks for one")
+            raise Failure("family", proto=request.proto)
     allowed = [address for address in addresses if _is_within(address.host, request.networks)]
     if not allowed:
         raise Failure("refuse", addresses=[address.host for address in addresses], networks=request.networks)
@@ -124,8 +126,10 @@ def _is_within(host: str, networks: Sequence[str] | None) -> bool:
     return any(plain in ipaddress.ip_network(network) for network in networks)
 
 
-def _connected(addresses: Sequence[Address], port: int, report: Report) -> tuple[socket.socket, Address]:
-    facts: Facts = {"address": ", ".join(address.text for address in addresses), "port": port}
+def _connected(
+    addresses: Sequence[Address], port: int, report: Report, **more: object
+) -> tuple[socket.socket, Address]:
+    facts: Facts = {"address": ", ".join(address.text for address in addresses), "port": port, **more}
     report({"step": "connect", **facts})
     try:
         return rpc.connected(addresses, port)
@@ -133,42 +137,62 @@ def _connected(addresses: Sequence[Address], port: int, report: Report) -> tuple
         raise Failure("connect", error, **facts) from error
 
 
-def _asked(connection: socket.socket, address: Address, port: int, version: str, report: Report) -> None:
-    """One call as the kernel begins with: is there a server, does it know the version, does it hang?
-
-    The kernel itself could not be stopped: while one server keeps it waiting for the answer, no other server of
-    version 4 gets its first mount (nfs_clid_init_mutex, Linux 6.1).
-    """
+def _greeted(
+    connection: socket.socket, address: Address, port: int, version: str, report: Report, *, is_whole: bool
+) -> None:
+    """Say what the kernel says first: is there a server, does it know the version, does it hang?"""
     facts: Facts = {"address": address.text, "port": port}
+    minor = int(version.partition(".")[2] or 0)
     report({"step": "ask", **facts})
+    with _asking(facts):
+        nfs4.greet(
+            connection, minor, is_whole=is_whole, tell=lambda call: report({"step": "ask", "call": call, **facts})
+        )
+
+
+@contextlib.contextmanager
+def _asking(facts: Facts) -> Iterator[None]:
     try:
-        major, _, minor = version.partition(".")
-        rpc.greet(connection, int(major), int(minor or 0))
-    except rpc.NoRpc as error:
-        raise Failure("ask", reason=str(error), **facts) from error
-    except OSError as error:
-        raise Failure("ask", error, **facts) from error
+        yield
+    except (rpc.NoRpc, OSError) as error:
+        reason = str(error) if isinstance(error, rpc.NoRpc) else error.strerror
+        raise Failure("ask", reason=reason, **facts) from error
 
 
 def _prepared_for_v3(request: Request, addresses: Sequence[Address], report: Report) -> Server:
     """The server, once it has said that it serves NFSv3; and that locks, if they are to be remote, will work."""
-    _require_lock_daemon(request)
+    _require_lock_daemon(request, report)
+    return _found_v3(request, addresses, report)[0]
+
+
+def _found_v3(request: Request, addresses: Sequence[Address], report: Report) -> tuple[Server, int]:
+    """The server and its port, once NFSv3 and its mount service have answered, where they are asked over TCP."""
     port, mountport, address = request.port, request.mountport, addresses[0]
     if port is None or mountport is None:
         connection, address = _connected(addresses, rpc.PORTMAPPER_PORT, report)
         with connection:
             port, mountport = _registered(request, connection, address, report)
-    if request.proto in {"udp", "udp6"}:
-        return Server(address, None, mountport)
-    connection, address = _connected([address], port, report)
+    local = None
+    if request.proto not in _DATAGRAMS:
+        local = _pinged(address, port, rpc.NFS, report)
+    if mountport is not None and (request.mountproto or request.proto) not in _DATAGRAMS:
+        _pinged(address, mountport, rpc.MOUNT, report, is_given=request.mountport is not None)
+    return Server(address, local, mountport), port
+
+
+def _pinged(address: Address, port: int, program: int, report: Report, **more: object) -> str:
+    """Our address on the way to a service of NFSv3 that answers."""
+    facts: Facts = {"address": address.text, "port": port, "program": program, **more}
+    connection, _ = _connected([address], port, report, program=program, **more)
     with connection:
+        report({"step": "ask", **facts})
         try:
-            _asked(connection, address, port, "3", report)
+            with _asking(facts):
+                rpc.ping(connection, program, 3)
         except rpc.NotServed as served:
-            raise Failure(
-                "version", asked=["3"], served=[served.low, served.high], address=address.text
-            ) from served
-        return Server(address, str(connection.getsockname()[0]), mountport)
+            spoken = [served.low, served.high]
+            raise Failure("version", asked=["3"], served=spoken, address=address.text, program=program) from served
+        return str(connection.getsockname()[0])
 
 
 def _registered(
@@ -180,7 +204,7 @@ def _registered(
     """
     facts: Facts = {"address": address.text, "port": rpc.PORTMAPPER_PORT}
     report({"step": "ask", **facts})
-    protocol = rpc.UDP if request.proto in {"udp", "udp6"} else rpc.TCP
+    protocol = rpc.UDP if request.proto in _DATAGRAMS else rpc.TCP
     try:
         port = request.port or rpc.port_of(connection, rpc.NFS, 3, protocol)
         mountport = request.mountport
@@ -195,17 +219,24 @@ def _registered(
     return port, request.mountport if address.is_ipv6 else mountport
 
 
-def _require_lock_daemon(request: Request) -> None:
+def _require_lock_daemon(request: Request, report: Report) -> None:
     """NFSv3 locks need rpc.statd on this host; without it each lock would fail, and mount(8) refuses as well."""
     given = dict(request.options)
     if "nolock" in given or given.get("local_lock") == "all":
         return
-    with contextlib.suppress(OSError, rpc.NotServed, rpc.NoRpc):
-        connection, _ = rpc.connected([Address(socket.AF_INET, "127.0.0.1")], rpc.PORTMAPPER_PORT)
-        with connection:
+    report({"step": "statd"})
+    reason = "it is not registered with this host's rpcbind"
+    try:
+        with socket.create_connection(("127.0.0.1", rpc.PORTMAPPER_PORT), _OWN_RPCBIND_S) as connection:
             rpc.port_of(connection, rpc.STATUS, 1, rpc.UDP)
             return
-    raise Failure("statd")
+    except TimeoutError:
+        reason = f"this host's rpcbind, who would know, does not answer within {_OWN_RPCBIND_S:g} s"
+    except (OSError, rpc.NoRpc) as error:
+        reason = f"this host's rpcbind, who would know, is not there: {getattr(error, 'strerror', None) or error}"
+    except rpc.NotServed:
+        pass
+    raise Failure("statd", reason=reason)
 
 
 def facts_of(error: OSError) -> Facts:

@@ -43,8 +43,8 @@ _WELL_S = 60.0  # for how long a server that has answered is taken to be well
 _LONGEST_PAUSE_S = 30.0  # between probes of a server that does not answer
 _ASKED_PAUSE_S = 2.0  # the same while somebody wants to mount
 _ASKED_S = 30.0  # for how long somebody who was refused is thought to want to
-_GLANCE_S = 0.5  # which a mount waits for a probe before it is refused
-_FRESH_S = 1.0  # a probe is not repeated within this time because somebody asks
+_GLANCE_S = 0.4  # which a mount waits for a probe before it is refused
+_FRESH_S = 0.2  # a probe is not repeated within this time because somebody asks
 _FORGET_S = 600.0
 _MISSES = 2  # probes in a row that are not answered in time, until the server counts as silent
 _SLOW_MS = 1000.0
@@ -57,20 +57,27 @@ class Refused(Exception):
 
 class Service(NamedTuple):
     """A server as far as it makes a difference to whether it answers: the NFS of one may be dead on one port, or
-    for version 3, and not for the others.
+    for version 3, and not for the others; and where its mount service is thought to be may be wrong.
     """
 
     server: str
     port: int | None
     is_v3: bool
     proto: str | None
+    mountport: int | None = None
+    mountproto: str | None = None
 
     @classmethod
     def of(cls, options: NfsOptions) -> Service:
         given = options.mount_options
         is_v3, port, proto = given.versions == ("3",), given.number("port"), given.value("proto")
         return cls(
-            options.place.server, port or (None if is_v3 else NFS_PORT), is_v3, None if proto == "tcp" else proto
+            options.place.server,
+            port or (None if is_v3 else NFS_PORT),
+            is_v3,
+            None if proto == "tcp" else proto,
+            given.number("mountport"),
+            given.value("mountproto"),
         )
 
     @property
@@ -79,7 +86,10 @@ class Service(NamedTuple):
         named = self.server
         if self.port != (None if self.is_v3 else NFS_PORT):
             named = f"[{named}]:{self.port}" if ":" in named else f"{named}:{self.port}"
-        apart = [word for word in ("NFSv3" if self.is_v3 else None, self.proto) if word]
+        mount_service = [
+            f"{name}={value}" for name, value in self._asdict().items() if name[:5] == "mount" and value
+        ]
+        apart = [word for word in ("NFSv3" if self.is_v3 else None, self.proto, *mount_service) if word]
         return f"{named} ({', '.join(apart)})" if apart else named
 
 
@@ -272,7 +282,10 @@ class Servers:
                 self._record(source)
             now = self._clock()
             for service, record in [*self._records.items()]:
-                record.is_mounted = service in sources
+                was_mounted, record.is_mounted = record.is_mounted, service in sources
+                is_old = was_mounted or now - record.answered_at >= self._interval_s
+                if not record.is_mounted and not record.is_open and not record.crowd and is_old:
+                    record.become(State.UNKNOWN)  # nobody looks any more
                 is_idle = not record.crowd and record.probe_began is None
                 if is_idle and not record.is_mounted and now - record.asked_at > _FORGET_S:
                     del self._records[service]

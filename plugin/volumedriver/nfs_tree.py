@@ -21,6 +21,7 @@ from volumedriver.nfs_request import Facts, Failure, Report, Request, Server
 from volumedriver.rpc import Address
 
 _EXPORTS_TIMEOUT_S = 2
+_MOST_TOLD = 20
 _DENIED = frozenset((errno.EACCES, errno.EPERM))
 
 
@@ -40,7 +41,7 @@ def mounted(request: Request, server: Server, known: Sequence[Address], version:
             return _mounted(request, server, version, request.path)
         except Failure as failure:
             if failure.facts.get("errno") != errno.ENOENT or request.path == "/":
-                raise _explained(failure, server) from failure
+                raise _explained(request, failure, server) from failure
     start, tree_fd = _start(request, server, version)
     names = [name for name in request.path[len(start) :].split("/") if name]
     if not names:
@@ -66,12 +67,12 @@ def _start(request: Request, server: Server, version: str) -> tuple[str, int]:
         except Failure as failure:
             code = failure.facts.get("errno")
             if code != errno.ENOENT and (version != "3" or code not in _DENIED):
-                raise _explained(failure, server) from failure
+                raise _explained(request, failure, server) from failure
     if exports is None and version == "3" and request.prefix is not None:
         raise Failure("unproven", path=request.path, prefix=request.prefix, address=server.address.text)
     if version != "3":
         exports = _exports(server)
-    raise Failure("path", parent="", missing=request.path[1:], local=server.local, exports=exports)
+    raise Failure("path", parent="", missing=request.path[1:], local=server.local, **_told(request.path, exports))
 
 
 def _starts_of_v3(request: Request, exports: Sequence[str] | None) -> list[str]:
@@ -142,14 +143,14 @@ def _obstructed(
     parent = request.path[: -len(missing)].rstrip("/") or "/"
     code = obstacle.error.errno
     if code == errno.ENOENT:
-        return Failure("path", parent=parent, missing=missing, **_known(server))
+        return Failure("path", parent=parent, missing=missing, **_known(request, server))
     at = f"{parent.rstrip('/')}/{names[obstacle.count]}"
     facts: Facts = {"address": server.address.text, "version": version, "parent": parent, "at": at}
     if code == errno.ELOOP:
         return Failure("link", target=obstacle.target, **facts)
     if code in _DENIED:
         facts["prefix"] = request.prefix if version == "3" else None
-        facts |= _known(server) if parent == "/" else {}
+        facts |= _known(request, server) if parent == "/" else {}
     return Failure("walk", obstacle.error, path=request.path, **facts)
 
 
@@ -164,16 +165,24 @@ def _plain(address: str) -> str:
         return address
 
 
-def _explained(failure: Failure, server: Server) -> Failure:
+def _explained(request: Request, failure: Failure, server: Server) -> Failure:
     """The failure, and if the server has denied it why that may be."""
     if failure.facts.get("errno") in _DENIED:
-        failure.facts |= _known(server)
+        failure.facts |= _known(request, server)
     return failure
 
 
-def _known(server: Server) -> Facts:
+def _known(request: Request, server: Server) -> Facts:
     """What helps to explain why this host does not get a path."""
-    return {"local": server.local, "exports": _exports(server)}
+    return {"local": server.local, **_told(request.path, _exports(server))}
+
+
+def _told(path: str, exports: Sequence[str] | None) -> Facts:
+    """Some of the exports, those first that the path lies in: all of them may be more than a message takes."""
+    if exports is None:
+        return {"exports": None}
+    some = sorted(exports, key=lambda export: not _is_beneath(path, export))[:_MOST_TOLD]
+    return {"exports": some, "exports_count": len(exports)}
 
 
 def _mounted(request: Request, server: Server, version: str, path: str) -> int:

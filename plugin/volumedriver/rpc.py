@@ -21,9 +21,7 @@ TCP, UDP = 6, 17
 
 _CALL, _REPLY, _RPC_VERSION = 0, 1, 2
 _ACCEPTED = 0
-_NULL, _COMPOUND, _GET_PORT, _EXPORTS = 0, 1, 3, 5
-_SETCLIENTID, _EXCHANGE_ID = 35, 42
-_OWNER = b"brokervol asks"
+_NULL, _GET_PORT, _EXPORTS = 0, 3, 5
 _LAST_FRAGMENT = 0x80000000
 _LONGEST_REPLY_BYTES = 1 << 20
 _MOST_EXPORTS = 1000
@@ -121,32 +119,20 @@ def call(connection: socket.socket, program: int, version: int, procedure: int, 
     return _result(_record(connection), xid)
 
 
-def greet(connection: socket.socket, version: int, minor: int = 0) -> None:
-    """Ask for what a mount begins with, of NFS in this version: who gets an answer will be served.
+def opaque(value: bytes) -> bytes:
+    """Bytes of any length in XDR."""
+    return struct.pack(">I", len(value)) + value + bytes(-len(value) % 4)
 
-    Of version 4 the server takes down a client of this name, and forgets it in time, as that never confirms. A
-    call that does nothing would not do: a server may answer it, and hang at the first that does something.
+
+def ping(connection: socket.socket, program: int, version: int) -> None:
+    """Make the call that does nothing.
 
     Raises:
-        NotServed: the server does not have the version. A minor version that it does not have is an answer.
+        NotServed: the server does not have the program, or not in this version.
         NoRpc: the answer is none.
         OSError: the connection fails.
     """
-    if version != 4:
-        call(connection, NFS, version, _NULL)
-        return
-    owner = bytes(8) + _opaque(_OWNER)
-    if minor:
-        operation = struct.pack(">I", _EXCHANGE_ID) + owner + struct.pack(">3I", 0, 0, 0)
-    else:  # with nowhere to call back to
-        nowhere = struct.pack(">I", 0) + _opaque(b"tcp") + _opaque(b"0.0.0.0.0.0")
-        operation = struct.pack(">I", _SETCLIENTID) + owner + nowhere + struct.pack(">I", 0)
-    with contextlib.suppress(Denied):
-        call(connection, NFS, version, _COMPOUND, struct.pack(">3I", 0, minor, 1) + operation)
-
-
-def _opaque(value: bytes) -> bytes:
-    return struct.pack(">I", len(value)) + value + bytes(-len(value) % 4)
+    call(connection, program, version, _NULL)
 
 
 def port_of(connection: socket.socket, program: int, version: int, protocol: int) -> int:
@@ -164,7 +150,7 @@ def port_of(connection: socket.socket, program: int, version: int, protocol: int
 
 def exports(connection: socket.socket) -> list[str]:
     """The directories that a mount daemon says it exports, whoever to."""
-    result = _Reader(call(connection, MOUNT, 3, _EXPORTS))
+    result = Reader(call(connection, MOUNT, 3, _EXPORTS))
     found: list[str] = []
     while result.number() and len(found) < _MOST_EXPORTS:
         found.append(os.fsdecode(result.opaque()))
@@ -173,7 +159,7 @@ def exports(connection: socket.socket) -> list[str]:
     return found
 
 
-class _Reader:
+class Reader:
     """XDR (RFC 4506)."""
 
     def __init__(self, data: bytes) -> None:
@@ -188,6 +174,10 @@ class _Reader:
         value = self._bytes(length)
         self._bytes(-length % 4)
         return value
+
+    def fixed(self, count: int) -> bytes:
+        """So many bytes, a multiple of four."""
+        return self._bytes(count)
 
     def rest(self) -> bytes:
         return self._data[self._place :]
@@ -228,7 +218,7 @@ def _received(connection: socket.socket, count: int) -> bytes:
 
 
 def _result(record: bytes, xid: bytes) -> bytes:
-    reply = _Reader(record)
+    reply = Reader(record)
     if reply.number() != int.from_bytes(xid, "big") or reply.number() != _REPLY:
         raise NoRpc("the answer is no RPC")
     if reply.number() != _ACCEPTED:

@@ -79,6 +79,15 @@ class House:
         """Serve no more: connections are refused."""
         self._run("rpc.nfsd", "0")
 
+    def serve_version_3_only(self) -> None:
+        """Serve, if it was closed. The next `open` serves all versions again."""
+        self._run("rpc.nfsd", "-N", "4", "-G", "10", "-L", "10", "4")
+
+    @property
+    def pid(self) -> int:
+        """A process in its namespaces."""
+        return self._keeper.pid
+
     def export(self, name: str) -> Path:
         """Export a new directory as `/name`; returns where it is."""
         path = self.exports / name

@@ -50,7 +50,8 @@ def _serve(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         with connection, contextlib.suppress(OSError):
             call = connection.recv(1 << 16)
-            reply = call[4:8] + struct.pack(">5I", 1, 0, 0, 0, 0)
+            refusal = struct.pack(">3I", 10004, 0, 0)  # NFS4ERR_NOTSUPP, where NFSv4 was asked something
+            reply = call[4:8] + struct.pack(">5I", 1, 0, 0, 0, 0) + refusal
             connection.sendall(struct.pack(">I", 0x80000000 | len(reply)) + reply)
 
 

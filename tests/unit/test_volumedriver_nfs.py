@@ -20,6 +20,7 @@ from volumedriver.nfs import NfsMounts, NfsSource
 from volumedriver.nfs_request import Request
 from volumedriver.nfs_servers import Servers
 from volumedriver.options import NfsOptions, parse
+from volumedriver.rpc import MOUNT
 from volumedriver.status import Status
 from volumedriver.volume import Volume
 from volumedriver.workers import NoAnswer, NoWorker, Workers
@@ -162,7 +163,22 @@ FAILURES: list[tuple[Facts, type[DriverError], str]] = [
         MountFailed,
         "this host's kernel refuses the mount option nconnect=4 (Invalid argument: NFS: unknown)",
     ),
-    ({"failed": "statd"}, MountFailed, "NFSv3 locks need rpc.statd on this host"),
+    ({"failed": "statd", "reason": "why"}, MountFailed, "NFSv3 locks need rpc.statd on this host (why)"),
+    (
+        {"failed": "family", "proto": "tcp6"},
+        MountFailed,
+        "nas has no IPv6 address, which proto=tcp6 in mount_options asks for: leave proto out",
+    ),
+    (
+        system(errno.ECONNREFUSED, failed="connect", port=9, program=MOUNT, is_given=True, **ADDRESS),
+        MountFailed,
+        "refuses connections to port 9: mountport=9 in mount_options is not where its mount service is",
+    ),
+    (
+        system(errno.ECONNREFUSED, failed="connect", port=9, program=MOUNT, is_given=False, **ADDRESS),
+        NfsUnavailable,
+        "no mount service (rpc.mountd) runs there",
+    ),
     (
         system(errno.ENODEV, failed="kernel"),
         MountFailed,
@@ -251,6 +267,12 @@ def test_kerberos() -> None:
         ({"step": "resolve"}, "this host's name servers do not say within 20 s what nas is"),
         ({"step": "connect", "port": 2049, **ADDRESS}, "nas (10.0.0.5) does not answer on port 2049 within 20 s"),
         ({"step": "ask", "port": 2049, **ADDRESS}, "port 2049 but answers no request within 20 s"),
+        (
+            {"step": "ask", "call": "CREATE_SESSION", "port": 2049, **ADDRESS},
+            "on port 2049 but does not answer CREATE_SESSION within 20 s: its NFS service hangs",
+        ),
+        ({"step": "ask", "port": 111, **ADDRESS}, "answers no request within 20 s: its rpcbind hangs"),
+        ({"step": "statd"}, "rpcbind of this host does not answer within 20 s"),
         ({"step": "mount", "version": "4.1", **ADDRESS}, "did not let the mount with NFS 4.1 end within 20 s"),
         ({"step": "walk", "path": "/data/a", **ADDRESS}, "but the way to /data/a on it did not end within 20 s"),
         ({}, "the worker process did not begin within 20 s: this host is overloaded"),
@@ -315,7 +337,7 @@ ALIVE = ("path", "create", "mount", "walk", "link", "referral", "unproven")
 def test_what_a_failure_tells_of_the_server(facts: Facts) -> None:
     servers, sentences = mounted_twice({"done": True, **facts})
     (health,) = servers.report()
-    assert health.is_open == (facts["failed"] in DEAD)
+    assert health.is_open == (facts["failed"] in DEAD and not facts.get("is_given"))
     assert ("so it has been since" in sentences[1]) == health.is_open
     is_alive = facts["failed"] in ALIVE or "served" in facts
     expected = State.UNREACHABLE if health.is_open else State.HEALTHY if is_alive else State.UNKNOWN

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from volumedriver import rpc
+from volumedriver import nfs4, rpc
 from volumedriver.rpc import Address, NoRpc, NotServed
 
 LOCAL = Address(socket.AF_INET, "127.0.0.1")
@@ -127,7 +127,7 @@ def test_addresses_as_the_kernel_reads_them() -> None:
 @pytest.mark.parametrize("minor", [0, 1, 2])
 def test_who_wants_credentials_for_a_greeting_is_there(minor: int) -> None:
     with server(lambda xid: record(xid + struct.pack(">IIII", 1, 1, 1, 5))) as connection:
-        rpc.greet(connection, 4, minor)
+        nfs4.greet(connection, minor, is_whole=True, tell=print)
 
 
 def test_greeting_of_a_version_that_is_not_served() -> None:
@@ -135,4 +135,4 @@ def test_greeting_of_a_version_that_is_not_served() -> None:
         server(lambda xid: record(xid + ACCEPTED + struct.pack(">III", 2, 2, 3))) as connection,
         pytest.raises(NotServed),
     ):
-        rpc.greet(connection, 4, 2)
+        nfs4.greet(connection, 2, is_whole=True, tell=print)

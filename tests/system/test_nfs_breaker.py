@@ -1,0 +1,241 @@
+"""What is known of a server is true: who is dead, who is not, and whose fault it was."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lab.houses import House
+from lab.nas import PREPARE, Nas, started_nas
+from lab.nfs_driver import ID, TIMEOUT_S, Driver, leaving_nothing, running_driver, seconds
+from lab.processes import wait_until
+
+RUNS_INSIDE = PREPARE
+
+V3 = "vers=3,nolock"
+PROMPT_S = 1.5
+SETCLIENTID_CONFIRM, CREATE_SESSION, SEQUENCE = 36, 43, 53
+MANY_EXPORTS = 900
+
+
+@pytest.fixture(scope="module")
+def nas() -> Iterator[Nas]:
+    with started_nas() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def east() -> House:
+    return House("east")
+
+
+@pytest.fixture
+def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
+    """One for each test: what it knows of servers is what is tested."""
+    name = f"b{abs(hash(request.node.name)) % 10**8}"
+    with running_driver(name, "--nfs-probe-s", "1") as running, leaving_nothing(running):
+        yield running
+
+
+def health(driver: Driver, name: str) -> str:
+    return str(driver.done("Get", Name=name).json["Volume"]["Status"].get("health", ""))
+
+
+def daemon(program: str, house: House | None = None) -> int:
+    """The process of a service, of this machine or of a house."""
+    where = os.readlink(f"/proc/{house.pid if house else 'self'}/ns/net")
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            if name == program and os.readlink(f"/proc/{pid}/ns/net") == where:
+                return int(pid)
+    raise LookupError(program)
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def swallowing(operation: int) -> Iterator[int]:
+    """A port of this machine on which its NFS server is, but for calls that begin with an operation of NFSv4."""
+
+    def accept(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(("127.0.0.1", 2049))
+                threading.Thread(target=carry, args=(near, far, operation), daemon=True).start()
+                threading.Thread(target=carry_back, args=(near, far), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def carry(near: socket.socket, far: socket.socket, operation: int) -> None:
+    with near, far, contextlib.suppress(OSError, struct.error), near.makefile("rb") as calls:
+        while True:
+            mark = calls.read(4)
+            call = calls.read(struct.unpack(">I", mark)[0] & 0x7FFFFFFF)
+            if first_operation(call) != operation:
+                far.sendall(mark + call)
+
+
+def carry_back(near: socket.socket, far: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := far.recv(1 << 16):
+            near.sendall(data)
+
+
+def first_operation(call: bytes) -> int | None:
+    program, _, procedure, _, length = struct.unpack(">5I", call[12:32])
+    if (program, procedure) != (100003, 1):
+        return None
+    place = 32 + -(-length // 4) * 4  # behind the credentials
+    place += 8 + -(-int.from_bytes(call[place + 4 : place + 8], "big") // 4) * 4
+    place += 4 + -(-int.from_bytes(call[place : place + 4], "big") // 4) * 4  # and the tag
+    return int.from_bytes(call[place + 8 : place + 12], "big")
+
+
+@pytest.mark.parametrize(
+    ("version", "operation", "named"),
+    [
+        ("4.2", CREATE_SESSION, "CREATE_SESSION"),
+        ("4.2", SEQUENCE, "RECLAIM_COMPLETE"),
+        ("4.0", SETCLIENTID_CONFIRM, "SETCLIENTID_CONFIRM"),
+    ],
+)
+def test_a_server_that_hangs_after_the_first_call_keeps_nobody_from_another(
+    driver: Driver, nas: Nas, version: str, operation: int, named: str
+) -> None:
+    """The kernel greets one server at a time, and cannot be stopped while it waits for an answer."""
+    nas.export(f"mute{operation}")
+    other = House(f"first{operation}")  # to which the kernel has not spoken yet
+    other.export("data")
+    with swallowing(operation) as port, ThreadPoolExecutor(1) as pool:
+        driver.create("mute", f"127.0.0.1:/mute{operation}", f"vers={version},port={port}")
+        hanging = pool.submit(driver.error, 503, "Mount", Name="mute", ID=ID)
+        driver.create("other", f"{other.name}:/data", f"vers={version}")
+        assert seconds(partial(driver.mount, "other")) < PROMPT_S
+        assert not hanging.done()
+        assert f"does not answer {named} within {TIMEOUT_S} s" in hanging.result()
+        # The probes ask as much: the next one is refused at once, as often as it comes.
+        for _ in range(3):
+            assert seconds(partial(driver.error, 503, "Mount", Name="mute", ID=ID)) < PROMPT_S
+            time.sleep(0.5)
+
+
+def test_a_mount_service_that_hangs_is_known_by_probes(driver: Driver, east: House) -> None:
+    east.export("mountd")
+    driver.create("a", "east:/mountd", V3)
+    with stopped(daemon("rpc.mountd", east)):
+        said = driver.error(503, "Mount", Name="a", ID=ID)
+        assert "its mount service (rpc.mountd) hangs" in said
+        time.sleep(1.2)  # a probe has asked meanwhile
+        assert seconds(partial(driver.error, 503, "Mount", Name="a", ID=ID)) < PROMPT_S
+        assert health(driver, "a").startswith("unreachable since ")
+    wait_until(lambda: driver.call("Mount", Name="a", ID=ID).status == 200, "it is mounted again")
+
+
+def test_a_server_of_version_3_alone_is_asked_for_that(driver: Driver, east: House) -> None:
+    east.export("three")
+    east.close()
+    try:
+        east.serve_version_3_only()
+        driver.create("a", "east:/three", "nolock")
+        with stopped(daemon("rpcbind", east)):
+            assert "its rpcbind hangs" in driver.error(503, "Mount", Name="a", ID=ID)
+            time.sleep(1.2)
+            assert seconds(partial(driver.error, 503, "Mount", Name="a", ID=ID)) < PROMPT_S
+        wait_until(lambda: driver.call("Mount", Name="a", ID=ID).status == 200, "it is mounted again")
+        driver.done("Unmount", Name="a", ID=ID)
+    finally:
+        east.close()
+        east.open()
+
+
+def test_a_wrong_option_of_one_volume_is_no_fault_of_its_server(driver: Driver, east: House) -> None:
+    east.export("fine")
+    driver.create("fine", "east:/fine", V3)
+    driver.create("port", "east:/fine", f"{V3},mountport=9")
+    driver.create("family", "east:/fine", "proto=tcp6")
+    for _ in range(3):
+        assert "mountport=9 in mount_options is not where" in driver.error(500, "Mount", Name="port", ID=ID)
+        assert "has no IPv6 address, which proto=tcp6" in driver.error(500, "Mount", Name="family", ID=ID)
+    driver.mount("fine")
+    assert health(driver, "fine") == "healthy"
+    assert "unreachable" not in driver.process.log()
+
+
+def test_a_hanging_rpcbind_of_this_host_is_no_fault_of_a_server(driver: Driver, east: House) -> None:
+    east.export("locks")
+    driver.create("a", "east:/locks", "vers=3")
+    driver.create("b", "east:/locks", V3)
+    with stopped(daemon("rpcbind")):
+        said = driver.error(500, "Mount", Name="a", ID=ID)
+        assert "this host's rpcbind, who would know, does not answer within 2 s" in said
+        assert seconds(partial(driver.mount, "b")) < PROMPT_S
+    assert health(driver, "b") == "healthy"
+
+
+def test_who_is_not_mounted_any_more_is_not_called_healthy(driver: Driver, east: House) -> None:
+    east.export("left")
+    driver.create("a", "east:/left")
+    driver.mount("a")
+    assert health(driver, "a") == "healthy"
+    driver.done("Unmount", Name="a", ID=ID)
+    wait_until(lambda: health(driver, "a") == "unknown", "nobody looks any more")
+
+
+def test_a_server_that_is_back_is_mounted_from_at_once(driver: Driver, east: House) -> None:
+    east.export("back")
+    driver.create("a", "east:/back")
+    for pause_s in (0.3, 0.6, 0.9):
+        east.close()
+        driver.error(503, "Mount", Name="a", ID=ID)
+        time.sleep(pause_s)
+        driver.error(503, "Mount", Name="a", ID=ID)
+        east.open()
+        time.sleep(0.25)
+        driver.mount("a")
+        driver.done("Unmount", Name="a", ID=ID)
+
+
+def test_more_exports_than_a_message_takes(driver: Driver, nas: Nas) -> None:
+    """The last one here: none of the server's other exports is left afterwards."""
+    names = [f"/many/{number:04}{'d' * 200}" for number in range(MANY_EXPORTS)]
+    for name in names:
+        (nas.directory / name.lstrip("/")).mkdir(parents=True)
+    lines = [f"{name} *(rw,insecure,no_subtree_check,fsid={9000 + number})" for number, name in enumerate(names)]
+    exports = Path("/etc/exports")
+    exports.write_text("\n".join(lines) + "\n")
+    try:
+        subprocess.run(["exportfs", "-r"], check=True)
+        driver.create("a", "nas:/nowhere")
+        assert f" and {MANY_EXPORTS - 5} more" in driver.error(400, "Mount", Name="a", ID=ID)
+        descriptors = driver.descriptors()
+        for _ in range(10):
+            driver.error(400, "Mount", Name="a", ID=ID)
+        assert driver.descriptors() < descriptors + 10, "some for a watch of the network, and none for each call"
+    finally:
+        exports.unlink()
+        subprocess.run(["exportfs", "-ua"], check=True)
