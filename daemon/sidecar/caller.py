@@ -272,6 +272,8 @@ class CallerView(FileView):
 
         The kernel's EBUSY goes by directory entry, so ours must too: by file system and path in it.
         """
+        if name not in self._covered_names:
+            return False
         mount = self._by_id.get(linux.mount_id(parent))
         if mount is None:
             return False
@@ -294,6 +296,11 @@ class CallerView(FileView):
                 path = os.path.relpath(mount.mountpoint, under.mountpoint)
                 found.add((under.device, os.path.normpath(f"{under.root}/{path}")))
         return found
+
+    @cached_property
+    def _covered_names(self) -> set[str]:
+        """The last components of these paths: few, so that most names need no further look."""
+        return {os.path.basename(path) for _, path in self._covered}
 
 
 def caller_of(connection: Connection) -> Caller:

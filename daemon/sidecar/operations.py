@@ -85,7 +85,7 @@ class Workspace:
         self, batch: requests.Uploads, key: str | None = None, digest: bytes = b""
     ) -> Iterator[list[Outcome]]:
         def model(item: requests.Upload, found: ScaleFile) -> ScaleFile:
-            return replace(found, media_type=item.media_type or found.media_type)
+            return replace(found, media_type=item.media_type) if item.media_type else found
 
         def call(pairs: Sequence[tuple[requests.Upload, ScaleFile]]) -> None:
             uploads = [FileUpload(file, item.local_path) for item, file in pairs]

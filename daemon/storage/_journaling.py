@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 import sqlalchemy
@@ -28,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
-from storage._saving import save_rows
+from storage._saving import execute_each, save_rows
 from storage.files import Actor
 from storage.journal import FOREIGN_AGE, KEY_AGE, Claim, DoneItem, Identity, Intent, KeyedItem, Seen
 from storage.models import LIVE, Id, Json, ScaleFile, UtcDateTime, metadata, scale_file
@@ -85,11 +86,12 @@ _REMOVE = delete(file_intent).where(file_intent.c.token == bindparam("closed"))
 
 _MODEL_FIELDS = ("file_name", "file_size", "media_type", "checksum", "tags", "uuid", "id")
 _MODEL_TIMES = ("created", "last_modified")
+_MODEL = attrgetter(*_MODEL_FIELDS)  # batches are large
 
 
 def add(connection: Connection, intents: Sequence[Intent]) -> None:
     """Write intents down."""
-    connection.execute(_ADD, [_row(intent) for intent in intents])
+    execute_each(connection, _ADD, [_row(intent) for intent in intents])
 
 
 def update(connection: Connection, intent: Intent) -> None:
@@ -108,7 +110,7 @@ def close(
     """
     tokens = [{"closed": intent.token} for intent in (*done, *dropped)]
     if tokens:
-        connection.execute(_REMOVE, tokens)
+        execute_each(connection, _REMOVE, tokens)
     _remember(connection, [(intent.item, ids.get(intent.file.uuid, intent.file.id)) for intent in done])
 
 
@@ -122,8 +124,8 @@ def _remember(connection: Connection, done: Sequence[tuple[KeyedItem | None, int
 
 def _row(intent: Intent) -> dict[str, Any]:
     file, item = intent.file, intent.item
-    model = {name: getattr(file, name) for name in _MODEL_FIELDS}
-    model |= {name: getattr(file, name).isoformat() for name in _MODEL_TIMES}
+    model = dict(zip(_MODEL_FIELDS, _MODEL(file), strict=True))
+    model |= {"created": file.created.isoformat(), "last_modified": file.last_modified.isoformat()}
     details = {
         "before": intent.before,
         "size": intent.size,
@@ -133,7 +135,7 @@ def _row(intent: Intent) -> dict[str, Any]:
         "actor": intent.actor,
     }
     return {
-        **{name: getattr(intent, name) for name in _PLAIN},
+        **dict(zip(_PLAIN, _VALUES(intent), strict=True)),
         "model": model,
         "details": details,
         "request_id": item.request_id if item else None,
@@ -141,6 +143,7 @@ def _row(intent: Intent) -> dict[str, Any]:
 
 
 _PLAIN = ("token", "owner", "run", "started", "workspace", "verb", "file_path", "new_path")
+_VALUES = attrgetter(*_PLAIN)
 
 
 def _intent(row: Row[Any]) -> Intent:

@@ -90,26 +90,41 @@ class Directory:
         """The directory at `path` below this one, itself confining."""
         return Directory(self.open(path, os.O_PATH | os.O_DIRECTORY), self.resolve, self.is_covered)
 
-    def refuse_mountpoint(self, name: str) -> None:
-        """Refuse a name in this directory at which something is mounted, before it is renamed or removed.
+    def refuse_irreplaceable(self, name: str) -> None:
+        """Refuse a name in this directory at which a directory or a mount is, before a file is renamed to it.
 
         The kernel says EBUSY for a mountpoint of one's own mount namespace only. Acting in a caller's, it would
         detach the mount: a mask or a file that the operator put there.
+
+        Raises:
+            AlreadyExists: there is one.
+        """
+        self.refuse_covered(name)
+        try:
+            resolve = self.resolve | linux.RESOLVE_NO_XDEV
+            found = linux.openat2(self.fd, name, os.O_PATH | os.O_NOFOLLOW, resolve)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                raise AlreadyExists(f"something is mounted at {quoted(name)}") from error
+            raise
+        try:
+            if stat.S_ISDIR(os.fstat(found).st_mode):
+                raise AlreadyExists(f"a directory is already at {quoted(name)}")
+        finally:
+            os.close(found)
+
+    def refuse_covered(self, name: str) -> None:
+        """Refuse a name at which something is mounted in another mount of this directory; see above.
+
+        That is left to ask of a name which was just opened in a workspace: what is mounted there, openat2 refused.
 
         Raises:
             AlreadyExists: something is mounted there.
         """
         if self.is_covered(self.fd, name):
             raise AlreadyExists(f"something is mounted at {quoted(name)} in another mount of its directory")
-        try:
-            resolve = self.resolve | linux.RESOLVE_NO_XDEV
-            os.close(linux.openat2(self.fd, name, os.O_PATH | os.O_NOFOLLOW, resolve))
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            if error.errno == errno.EXDEV:
-                raise AlreadyExists(f"something is mounted at {quoted(name)}") from error
-            raise
 
     def open_regular(self, path: str) -> int:
         """A descriptor for reading the regular file at `path`, symbolic links followed within the limits.

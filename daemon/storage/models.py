@@ -193,6 +193,8 @@ def catalog_in_use() -> SavesFiles:
 
 # PostgreSQL stores no NUL, and neither database what UTF-8 cannot say.
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+_TEXT_FIELDS = ("workspace", "file_path", "file_name", "media_type", "checksum", "uuid")
+_TEXTS = attrgetter(*_TEXT_FIELDS)
 
 
 def is_storable(value: object) -> bool:
@@ -206,14 +208,17 @@ def check_storable(file: ScaleFile) -> None:
     Raises:
         ValueError: naming the field and what is accepted.
     """
-    texts = [file.workspace, file.file_path, file.file_name, file.media_type, file.checksum, file.uuid]
+    texts: Sequence[str] = _TEXTS(file)
     try:
-        texts += [*file.tags, *file.tags.values()]
+        if file.tags != {}:
+            texts = [*texts, *file.tags, *file.tags.values()]
         is_fine = _UNSTORABLE.search("".join(texts)) is None
     except (TypeError, AttributeError):  # one is no text at all
         is_fine = False
     if not is_fine:
         raise ValueError(_refusal(file))
+    if file.deleted is None and type(file.created) is type(file.last_modified) is datetime:
+        return  # as most are, and batches are large
     for name in ("created", "last_modified", "deleted"):
         value = getattr(file, name)
         if not isinstance(value, datetime) and not (name == "deleted" and value is None):
@@ -221,7 +226,6 @@ def check_storable(file: ScaleFile) -> None:
 
 
 def _refusal(file: ScaleFile) -> str:
-    fields = ("workspace", "file_path", "file_name", "media_type", "checksum", "uuid")
-    wrong = next((name for name in fields if not is_storable(getattr(file, name))), "tags")
+    wrong = next((name for name in _TEXT_FIELDS if not is_storable(getattr(file, name))), "tags")
     path = quoted(str(file.file_path))
     return f"{wrong} of file {path} must be text that is valid UTF-8 without NUL"

@@ -57,9 +57,9 @@ def publish(source: Directory, old: str, target: Directory, new: str, *, overwri
     """Rename `old` in `source` to `new` in `target`; what is there is replaced only if `overwrite`.
 
     Raises:
-        AlreadyExists: something is mounted there.
+        AlreadyExists: a directory or a mount is there.
     """
-    target.refuse_mountpoint(new)
+    target.refuse_irreplaceable(new)
     if overwrite:
         os.rename(old, new, src_dir_fd=source.fd, dst_dir_fd=target.fd)
     else:

@@ -49,7 +49,7 @@ HOMES = {
     "obstore": {"storage.brokers._s3_obstore"},
     "cheroot": {"brokervol.server"},
     "pytest": {"storage.testing"},
-    "msgspec": {"sidecar.openapi", "sidecar.requests", "volumedriver.api"},
+    "msgspec": {"sidecar.openapi", "sidecar.requests", "storage._saving", "volumedriver.api"},
     "docker": {"build", "brokervol.containers", "brokervol.engine"},
     "rich": {"brokervol.tables"},
     "prometheus_client": {"volumedriver.metrics", "sidecar.exposition"},

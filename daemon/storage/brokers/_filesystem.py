@@ -43,7 +43,7 @@ from storage.files import (
 from storage.journal import Intent, KeyedItem, Verdict, identity_of, intent_of
 from storage.models import ScaleFile, check_storable, require_catalog
 from storage.os_errors import os_errors, quoted
-from storage.transfer import publish, refuse_directory, refuse_same_file, write_link
+from storage.transfer import publish, refuse_same_file, write_link
 
 
 class FilesystemBroker(Broker):
@@ -224,8 +224,7 @@ class FilesystemBroker(Broker):
                 return
             old_parent, old = group.parent(path)
             parent, new = group.parent(new_path, create=True)
-            refuse_directory(parent, new)
-            old_parent.refuse_mountpoint(old)
+            old_parent.refuse_covered(old)
             with _given_mode(moved, found), move.changing():
                 publish(old_parent, old, parent, new, overwrite=self.overwrite)
         move.directories += directory_of(new_path), directory_of(path)
@@ -397,7 +396,7 @@ def _remove(group: Group[_Deletion], deletion: _Deletion) -> None:
         found = parent.stat(name, follow=False)
         if stat.S_ISDIR(found.st_mode):
             raise InvalidPath(f"{quoted(path)} is a directory; only files are deleted")
-        parent.refuse_mountpoint(name)
+        parent.refuse_covered(name)
         with deletion.changing():
             os.unlink(name, dir_fd=parent.fd)
         deletion.size = found.st_size
