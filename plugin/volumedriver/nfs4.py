@@ -19,7 +19,7 @@ from volumedriver.rpc import Address, Reader
 _COMPOUND = 1
 _SETCLIENTID, _SETCLIENTID_CONFIRM = 35, 36
 _EXCHANGE_ID, _CREATE_SESSION, _DESTROY_SESSION = 42, 43, 44
-_SEQUENCE, _DESTROY_CLIENTID, _RECLAIM_COMPLETE = 53, 57, 58
+_SEQUENCE, _DESTROY_CLIENTID = 53, 57
 
 _KERNELS_CLIENTS = "/proc/fs/nfsfs/servers"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -27,7 +27,7 @@ _ATTRIBUTES = struct.pack(">7I", 0, 4096, 4096, 2048, 8, 1, 0)  # of a channel: 
 
 
 class _Answer(NamedTuple):
-    """Of the operation that a compound ended with. A status other than 0 is an answer, too."""
+    """Of an operation. A status other than 0 is an answer, too."""
 
     status: int
     result: Reader
@@ -64,33 +64,32 @@ def _greet_without_sessions(
     connection: socket.socket, minor: int, is_whole: bool, tell: Callable[[str], object]
 ) -> None:
     nowhere = struct.pack(">I", 0) + rpc.opaque(b"tcp") + rpc.opaque(b"0.0.0.0.0.0")  # to call back to
-    answer = _asked(connection, minor, (_SETCLIENTID, _owner() + nowhere + struct.pack(">I", 0)))
+    answer = _asked(connection, minor, _SETCLIENTID, _owner() + nowhere + struct.pack(">I", 0))
     if is_whole and not answer.status:
         tell("SETCLIENTID_CONFIRM")
-        _asked(connection, minor, (_SETCLIENTID_CONFIRM, answer.result.fixed(16)))
+        _asked(connection, minor, _SETCLIENTID_CONFIRM, answer.result.fixed(16))
 
 
 def _greet_with_sessions(
     connection: socket.socket, minor: int, is_whole: bool, tell: Callable[[str], object]
 ) -> None:
-    answer = _asked(connection, minor, (_EXCHANGE_ID, _owner() + struct.pack(">3I", 0, 0, 0)))
+    answer = _asked(connection, minor, _EXCHANGE_ID, _owner() + struct.pack(">3I", 0, 0, 0))
     if not is_whole or answer.status:
         return
     client, sequence = answer.result.fixed(8), answer.result.fixed(4)
     flags, callbacks = bytes(4), struct.pack(">3I", 0, 1, 0)  # a program, and one flavour: none
     tell("CREATE_SESSION")
     channels = client + sequence + flags + _ATTRIBUTES + _ATTRIBUTES + callbacks
-    answer = _asked(connection, minor, (_CREATE_SESSION, channels))
+    answer = _asked(connection, minor, _CREATE_SESSION, channels)
     if answer.status:
         return
     session = answer.result.fixed(16)
-    tell("RECLAIM_COMPLETE")
-    first_of_slot = session + struct.pack(">4I", 1, 0, 0, 0)
-    _asked(connection, minor, (_SEQUENCE, first_of_slot), (_RECLAIM_COMPLETE, bytes(4)))
+    tell("SEQUENCE")  # not RECLAIM_COMPLETE, which has servers write down on disk that there is such a client
+    _asked(connection, minor, _SEQUENCE, session + struct.pack(">4I", 1, 0, 0, 0))
     tell("DESTROY_SESSION")
-    _asked(connection, minor, (_DESTROY_SESSION, session))
+    _asked(connection, minor, _DESTROY_SESSION, session)
     tell("DESTROY_CLIENTID")
-    _asked(connection, minor, (_DESTROY_CLIENTID, client))
+    _asked(connection, minor, _DESTROY_CLIENTID, client)
 
 
 def _owner() -> bytes:
@@ -101,11 +100,10 @@ def _owner() -> bytes:
     return bytes(8) + rpc.opaque(b"brokervol asks, of boot %s, process %d" % (boot_id, os.getpid()))
 
 
-def _asked(connection: socket.socket, minor: int, *operations: tuple[int, bytes]) -> _Answer:
-    """The answer to these operations, in which there is a result only where there is one operation."""
-    body = b"".join(struct.pack(">I", number) + arguments for number, arguments in operations)
-    head = struct.pack(">3I", 0, minor, len(operations))  # no tag
-    reply = Reader(rpc.call(connection, rpc.NFS, 4, _COMPOUND, head + body))
+def _asked(connection: socket.socket, minor: int, operation: int, arguments: bytes) -> _Answer:
+    """The answer to one operation."""
+    body = struct.pack(">4I", 0, minor, 1, operation) + arguments  # no tag
+    reply = Reader(rpc.call(connection, rpc.NFS, 4, _COMPOUND, body))
     status = reply.number()
     reply.opaque()
     if reply.number():

@@ -50,16 +50,18 @@ def mount(request: Request, target_fd: int, report: Report) -> Facts:
     raise Failure("version", asked=list(request.versions), address=server.address.text)
 
 
-def probe(request: Request, report: Report) -> Facts:
-    """Ask the server for all that `mount` would; returns where, and how long the first call took."""
+def probe(request: Request, report: Report, *, is_whole: bool) -> Facts:
+    """Ask the server for what `mount` would; returns where, and how long it took to answer the first call.
+
+    Args:
+        is_whole: also for what the kernel need not ask any more, as it knows the server.
+    """
     addresses = _resolved(request, report)
     versions = list(request.versions)
-    began = time.monotonic()
     if versions[0] != "3":
-        versions, server = _asked_for_v4(request, addresses, report, is_whole=True)
+        versions, server = _asked_for_v4(request, addresses, report, is_whole=is_whole)
         addresses = [server.address]
         port = request.port or rpc.NFS_PORT
-    took_s = time.monotonic() - began
     if versions[0] == "3":
         try:
             server, port = _found_v3(request, addresses, report)
@@ -69,8 +71,7 @@ def probe(request: Request, report: Report) -> Facts:
             # Whatever else it serves: what is mounted, or shall be, is of this version.
             facts: Facts = {"address": addresses[0].text, "port": rpc.PORTMAPPER_PORT}
             raise Failure("ask", reason="NFSv3 is not registered with it", **facts) from failure
-        took_s = 0 if request.proto in _DATAGRAMS else time.monotonic() - began
-    return {"address": server.address.text, "port": port, "took_s": took_s}
+    return {"address": server.address.text, "port": port, "took_s": server.took_s}
 
 
 def _asked_for_v4(
@@ -85,15 +86,15 @@ def _asked_for_v4(
     connection, address = _connected(addresses, port, report)
     with connection:
         server = Server(address, str(connection.getsockname()[0]))
+        is_whole = is_whole or not nfs4.is_known_to_kernel(address, port)
         try:
-            is_whole = is_whole or not nfs4.is_known_to_kernel(address, port)
-            _greeted(connection, address, port, request.versions[0], report, is_whole=is_whole)
+            took_s = _greeted(connection, address, port, request.versions[0], report, is_whole=is_whole)
         except rpc.NotServed as served:
             if "3" in request.versions:
                 return ["3"], server
             spoken = [served.low, served.high]
             raise Failure("version", asked=list(request.versions), served=spoken, address=address.text) from served
-    return list(request.versions), server
+    return list(request.versions), server._replace(took_s=took_s)
 
 
 def _resolved(request: Request, report: Report) -> list[Address]:
@@ -139,15 +140,23 @@ def _connected(
 
 def _greeted(
     connection: socket.socket, address: Address, port: int, version: str, report: Report, *, is_whole: bool
-) -> None:
-    """Say what the kernel says first: is there a server, does it know the version, does it hang?"""
+) -> float:
+    """Say what the kernel says first: is there a server, does it know the version, does it hang?
+
+    Returns how long it took to answer the first call, in seconds.
+    """
     facts: Facts = {"address": address.text, "port": port}
     minor = int(version.partition(".")[2] or 0)
     report({"step": "ask", **facts})
+    times = [time.monotonic()]
+
+    def tell(call: str) -> None:
+        times.append(time.monotonic())
+        report({"step": "ask", "call": call, **facts})
+
     with _asking(facts):
-        nfs4.greet(
-            connection, minor, is_whole=is_whole, tell=lambda call: report({"step": "ask", "call": call, **facts})
-        )
+        nfs4.greet(connection, minor, is_whole=is_whole, tell=tell)
+    return [*times, time.monotonic()][1] - times[0]
 
 
 @contextlib.contextmanager
@@ -172,27 +181,30 @@ def _found_v3(request: Request, addresses: Sequence[Address], report: Report) ->
         connection, address = _connected(addresses, rpc.PORTMAPPER_PORT, report)
         with connection:
             port, mountport = _registered(request, connection, address, report)
-    local = None
+    server = Server(address, None, mountport)
     if request.proto not in _DATAGRAMS:
-        local = _pinged(address, port, rpc.NFS, report)
+        server = _pinged(server, port, rpc.NFS, report)
     if mountport is not None and (request.mountproto or request.proto) not in _DATAGRAMS:
-        _pinged(address, mountport, rpc.MOUNT, report, is_given=request.mountport is not None)
-    return Server(address, local, mountport), port
+        _pinged(server, mountport, rpc.MOUNT, report, is_given=request.mountport is not None)
+    return server, port
 
 
-def _pinged(address: Address, port: int, program: int, report: Report, **more: object) -> str:
-    """Our address on the way to a service of NFSv3 that answers."""
-    facts: Facts = {"address": address.text, "port": port, "program": program, **more}
-    connection, _ = _connected([address], port, report, program=program, **more)
+def _pinged(server: Server, port: int, program: int, report: Report, **more: object) -> Server:
+    """The server with what is known of it when this service of NFSv3 has answered."""
+    facts: Facts = {"address": server.address.text, "port": port, "program": program, **more}
+    connection, _ = _connected([server.address], port, report, program=program, **more)
     with connection:
         report({"step": "ask", **facts})
+        began = time.monotonic()
         try:
             with _asking(facts):
                 rpc.ping(connection, program, 3)
         except rpc.NotServed as served:
             spoken = [served.low, served.high]
-            raise Failure("version", asked=["3"], served=spoken, address=address.text, program=program) from served
-        return str(connection.getsockname()[0])
+            raise Failure(
+                "version", asked=["3"], served=spoken, address=server.address.text, program=program
+            ) from served
+        return server._replace(local=str(connection.getsockname()[0]), took_s=time.monotonic() - began)
 
 
 def _registered(

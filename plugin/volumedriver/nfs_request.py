@@ -55,8 +55,10 @@ class Server(NamedTuple):
     Attributes:
         local: our address on the way there, as far as it is known.
         mountport: of its mount service, if that was asked for.
+        took_s: how long it took to answer the first call; 0 if there was none.
     """
 
     address: Address
     local: str | None
     mountport: int | None = None
+    took_s: float = 0

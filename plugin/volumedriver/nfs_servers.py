@@ -43,8 +43,9 @@ _WELL_S = 60.0  # for how long a server that has answered is taken to be well
 _LONGEST_PAUSE_S = 30.0  # between probes of a server that does not answer
 _ASKED_PAUSE_S = 2.0  # the same while somebody wants to mount
 _ASKED_S = 30.0  # for how long somebody who was refused is thought to want to
-_GLANCE_S = 0.4  # which a mount waits for a probe before it is refused
-_FRESH_S = 0.2  # a probe is not repeated within this time because somebody asks
+LOOK_S = 0.3  # which a server that is thought to be dead is given before a mount is refused
+_LOOK_ENDS_S = 0.1
+_FRESH_S = 0.2  # what a look has found serves all who come within this time
 _FORGET_S = 600.0
 _MISSES = 2  # probes in a row that are not answered in time, until the server counts as silent
 _SLOW_MS = 1000.0
@@ -110,6 +111,8 @@ class _Record:
     probed_at: float = -math.inf  # when the last probe ended
     probe_began: float | None = None  # of the one under way
     is_hurried: bool = False
+    look_until: float = -math.inf  # of the look under way
+    looked_at: float = -math.inf  # when the last look ended
     misses: int = 0
     failures: int = 0  # of probes in a row
     running: int = 0
@@ -198,6 +201,32 @@ class Servers:
                 record.running -= 1
                 record.changed.notify()
 
+    def begin_look(self, source: NfsSource) -> bool:
+        """Whether the caller is to ask the server now, for all who want to mount from it: it was found dead, which
+        is a while ago. A look is ended by `looked`.
+        """
+        with self._lock:
+            record, now = self._records.get(Service.of(source.options)), self._clock()
+            if record is None or not record.is_open or self._is_booting():
+                return False
+            if now < record.look_until or now - record.looked_at < _FRESH_S:
+                return False
+            record.look_until, record.asked_at = now + LOOK_S + _LOOK_ENDS_S, now
+            return True
+
+    def looked(self, source: NfsSource) -> None:
+        """The look has ended, whatever it met."""
+        with self._lock:
+            record = self._record(source)
+            record.look_until, record.looked_at = -math.inf, self._clock()
+            record.changed.notify_all()
+
+    def is_doubtful(self, source: NfsSource) -> bool:
+        """Whether the server is thought to be dead, or may be."""
+        with self._lock:
+            record = self._record(source)
+            return record.is_open or record.misses > 0
+
     def is_awaited(self, source: NfsSource, deadline: float) -> bool:
         """Whether a mount that has found its server dead waits for it: soon after boot, while there is time."""
         with self._lock:
@@ -237,6 +266,16 @@ class Servers:
             record.addresses = tuple(addresses) or record.addresses
             if record.answered_at <= began:
                 self._open(record, reason)
+
+    def suspect(self, source: NfsSource, reason: str) -> None:
+        """A mount hung after the server had answered: it is asked now, and is dead if it does not answer that."""
+        with self._lock:
+            record = self._record(source)
+            if not record.is_open:
+                record.misses = _MISSES - 1
+                record.become(State.SLOW, reason)
+            record.is_hurried = True
+        self.wake.set()
 
     def missed(self, source: NfsSource, reason: str, began: float) -> None:
         """A probe was not answered in its time, which is shorter than that of a mount: once may be chance."""
@@ -348,10 +387,10 @@ class Servers:
             record, now = self._record(source), self._clock()
             record.source, record.asked_at = source, now
             self._refuse_crowd(record, now)
-            patience = deadline if self._is_booting() else self._glance(record, now)
+            is_booting = self._is_booting()
             record.waiting += 1
             try:
-                while (until := self._obstacle(record, patience, deadline)) is not None:
+                while (until := self._obstacle(record, deadline, is_booting=is_booting)) is not None:
                     record.changed.wait(until - self._clock())
                 record.running += 1
             finally:
@@ -359,7 +398,7 @@ class Servers:
                 record.changed.notify()  # perhaps it was this one who was told that there is room
             return record
 
-    def _obstacle(self, record: _Record, patience: float, deadline: float) -> float | None:
+    def _obstacle(self, record: _Record, deadline: float, *, is_booting: bool) -> float | None:
         """Until when to wait at most before the mount may begin; None: it may.
 
         Raises:
@@ -367,9 +406,10 @@ class Servers:
         """
         now = self._clock()
         if record.is_open:
-            if now >= patience:
+            until = deadline if is_booting else record.look_until
+            if now >= until:
                 raise Refused(_refusal(record, now))
-            return patience
+            return until
         if record.running < _AT_ONCE:
             return None
         if now >= deadline:
@@ -387,23 +427,12 @@ class Servers:
         if doubtful >= MOST_DOUBTFUL and not record.is_well(now):
             raise Refused(f"{doubtful} mounts wait already for NFS servers that do not answer: try again later")
 
-    def _glance(self, record: _Record, now: float) -> float:
-        """Until when to wait for a probe, which may find that a server that was dead is there again."""
-        if not record.is_open:
-            return now
-        if record.probe_began is not None:
-            return record.probe_began + _GLANCE_S
-        if now - record.probed_at < _FRESH_S:
-            return now
-        record.is_hurried = True
-        self.wake.set()
-        return now + _GLANCE_S
-
     def _open(self, record: _Record, reason: str) -> None:
         record.become(State.UNREACHABLE, reason)
         if self._is_probing and not record.is_open:
             log.warning("nfs server unreachable", server=Service.of(record.source.options).text, reason=reason)
-            record.is_open, record.failures, record.probed_at = True, 0, self._clock()
+            record.is_open, record.failures = True, 0
+            record.probed_at = record.looked_at = self._clock()
             record.changed.notify_all()
             self.wake.set()
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -41,7 +42,7 @@ def _mount(request: Mapping[str, Any], fds: list[int], report: Callable[[Facts],
 
 def _probe(request: Mapping[str, Any], fds: list[int], report: Callable[[Facts], None]) -> Facts:
     del fds
-    return nfs_mount.probe(Request(**request["probe"]), report)
+    return nfs_mount.probe(Request(**request["probe"]), report, is_whole=request["is_whole"])
 
 
 def _detach(request: Mapping[str, Any], fds: list[int], report: Callable[[Facts], None]) -> Facts:
@@ -104,7 +105,15 @@ def work(connection: socket.socket, steps_fd: int, actions: Mapping[str, Action]
                 os.close(fd)
         signal.setitimer(signal.ITIMER_REAL, 0)
         with _somebody_waiting():
-            connection.sendall(json.dumps(answer).encode())
+            connection.sendall(_message(answer))
+
+
+def _message(answer: Facts) -> bytes:
+    """It is one message in any case: what a server says may be as long as it likes."""
+    message = json.dumps(answer).encode()
+    if len(message) <= LONGEST_MESSAGE:
+        return message
+    return json.dumps(nfs_mount.facts_of(OSError(errno.EMSGSIZE, "what the server says is too long"))).encode()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -83,7 +84,10 @@ class Workers:
         return self._attempts(lambda worker: self._asked(worker, request, fds, deadline), deadline)
 
     def run_and_leave(self, request: Facts, patience_s: float, limit_s: float) -> Facts | None:
-        """The same, but who takes longer than `patience_s` goes on, for at most `limit_s`; None then."""
+        """The same, but who takes longer than `patience_s` goes on, for at most `limit_s`; None then.
+
+        Who has not even begun by then, on an overloaded host, is replaced by another one.
+        """
         request = {**request, "limit_s": limit_s}
 
         def asked(worker: _Worker) -> Facts:
@@ -139,19 +143,26 @@ class Workers:
         self, worker: _Worker, request: Facts, fds: Sequence[int], deadline: float, *, is_left: bool = False
     ) -> Facts:
         """Raises ConnectionError if the worker died before it began."""
-        try:
-            answer = worker.asked(request, fds, deadline)
-        except OSError as error:
-            is_late = isinstance(error, TimeoutError)
-            if is_late and not is_left:
-                worker.kill()
-            step = worker.last_step()
-            worker.dismiss()
-            if is_late:
-                raise NoAnswer(step) from None
-            if step:
-                raise NoWorker(error.errno, f"a worker died at {step['step']}") from error
-            raise
+        with contextlib.ExitStack() as undo:
+            undo.callback(worker.dismiss)
+            try:
+                answer = worker.asked(request, fds, deadline)
+            except NoWorker:
+                raise
+            except OSError as error:
+                is_late = isinstance(error, TimeoutError)
+                if is_late and not is_left:
+                    worker.kill()
+                step = worker.last_step()
+                if is_late and is_left and not step:  # nobody does it, so another one must
+                    worker.kill()
+                    raise ConnectionAbortedError from None
+                if is_late:
+                    raise NoAnswer(step) from None
+                if step:
+                    raise NoWorker(error.errno, f"a worker died at {step['step']}") from error
+                raise
+            undo.pop_all()
         self._give_back(worker)
         return answer
 
@@ -243,7 +254,10 @@ class _Worker:
         message = self._connection.recv(LONGEST_MESSAGE)
         if not message:
             raise ConnectionResetError
-        facts: Facts = json.loads(message)
+        try:
+            facts: Facts = json.loads(message)
+        except ValueError as error:
+            raise NoWorker(errno.EBADMSG, "a worker's answer cannot be read") from error
         return facts
 
     def last_step(self) -> Facts:

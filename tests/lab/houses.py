@@ -59,7 +59,8 @@ class House:
         assert "User Mode Linux" in Path("/proc/cpuinfo").read_text(), "only in a machine of the tests' own"
         self.name = name
         number = next(self._numbers)
-        self._lay_link(f"10.77.{number}.1", f"10.77.{number}.2")
+        self._address = f"10.77.{number}.2"
+        self._lay_link(f"10.77.{number}.1", self._address)
         self._keeper = subprocess.Popen(
             ["nsenter", f"--net=/run/netns/{name}", "unshare", "--mount", "sh", "-c", _BUILD],
             stdin=subprocess.PIPE,
@@ -104,6 +105,17 @@ class House:
         """Have the link up at both ends."""
         for inside in (True, False):
             self._set_link("up", inside=inside)
+
+    @contextlib.contextmanager
+    def absent(self) -> Iterator[None]:
+        """Nobody has its address: what is sent there is lost."""
+        with IPRoute(netns=self.name) as namespace:
+            address = {"index": namespace.link_lookup(ifname=_DOOR)[0], "address": self._address, "prefixlen": 24}
+            namespace.addr("del", **address)
+            try:
+                yield
+            finally:
+                namespace.addr("add", **address)
 
     @contextlib.contextmanager
     def silent(self, *, is_deaf: bool) -> Iterator[None]:

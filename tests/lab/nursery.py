@@ -35,6 +35,8 @@ def _fail(request: Mapping[str, Any], fds: list[int], report: Report) -> Facts:
     report({"step": "fail"})
     if request["how"] == "death":
         os._exit(1)
+    if request["how"] == "long":
+        raise Failure("asked", exports=["x" * nfs_worker.LONGEST_MESSAGE])
     raise OSError(5, "as asked") if request["how"] == "error" else Failure("asked", OSError(13, "no"), path="/x")
 
 

@@ -86,8 +86,7 @@ class Known:
 
 
 @pytest.fixture
-def known(monkeypatch: pytest.MonkeyPatch) -> Known:
-    monkeypatch.setattr(nfs_servers, "_GLANCE_S", 0)
+def known() -> Known:
     return Known()
 
 
@@ -262,22 +261,40 @@ def test_soon_after_boot_a_mount_waits_for_its_server(known: Known) -> None:
     assert known.refusal().startswith("no way; so it has been"), "its time is over"
 
 
-def test_who_is_refused_gives_a_probe_a_moment() -> None:
+def test_the_first_who_would_be_refused_looks_for_all(known: Known) -> None:
     """So that the mount of somebody who has just mended the server succeeds."""
-    known = Known()
+    assert not known.servers.begin_look(NAS), "nothing is known"
     known.fail()
-    known.clock.now += 20
-    known.servers.wake.clear()
-    with ThreadPoolExecutor(1) as pool:
-        mounting = pool.submit(_took_turn_now, known)
-        assert known.servers.wake.wait(10)
-        known.probe(known.answer)
-        assert mounting.result()
+    assert not known.servers.begin_look(NAS), "that was a moment ago"
+    known.clock.now += 1
+    assert known.servers.begin_look(NAS)
+    assert not known.servers.begin_look(NAS), "another one looks"
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(_took_turn, known) for _ in range(2)]
+        wait_until(lambda: _waiting(known) == 2, "they wait for what it sees")
+        known.servers.looked(NAS)
+        assert all("so it has been since" in str(future.exception()) for future in waiting)
+        assert not known.servers.begin_look(NAS), "that was a moment ago"
+        known.clock.now += 1
+        assert known.servers.begin_look(NAS)
+        waiting = [pool.submit(_took_turn, known) for _ in range(2)]
+        wait_until(lambda: _waiting(known) == 2, "they wait again")
+        known.answer()
+        known.servers.looked(NAS)
+        assert all(future.result() for future in waiting)
+    known.fail()
+    known.clock.now += 1
+    known.uptime_s = 60
+    assert not known.servers.begin_look(NAS), "soon after boot all wait for the probes"
 
 
-def _took_turn_now(known: Known) -> bool:
-    with known.turn():
-        return True
+def test_a_mount_that_hung_has_the_server_asked_before_it_is_called_dead(known: Known) -> None:
+    for is_answered in (True, False):
+        known.servers.suspect(NAS, "its disks hang")
+        assert known.servers.is_doubtful(NAS)
+        assert (known.health.state, known.health.is_open) == (State.SLOW, False)
+        assert known.probe(known.answer if is_answered else known.miss) == 0
+        assert known.health.is_open != is_answered
 
 
 def test_a_link_that_changed_has_the_server_probed(known: Known) -> None:
@@ -395,6 +412,5 @@ class Breaker(RuleBasedStateMachine):
             stack.close()
 
 
-def test_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nfs_servers, "_GLANCE_S", 0)
+def test_breaker() -> None:
     run_state_machine_as_test(Breaker, settings=settings(max_examples=60, stateful_step_count=30, deadline=None))

@@ -96,6 +96,16 @@ def test_who_is_left_goes_on_until_the_limit(workers: Workers) -> None:
     assert workers.run_and_leave({"do": "echo", "text": "x"}, LONG_S, LONG_S) is not None
 
 
+def test_who_is_left_and_has_not_begun_is_replaced(workers: Workers) -> None:
+    """On an overloaded host, say: what was asked must not be forgotten."""
+    slow = echoed(workers)
+    os.kill(slow, signal.SIGSTOP)
+    facts = workers.run_and_leave({"do": "echo", "text": "x"}, 0.2, LONG_S)
+    assert facts is not None
+    assert facts["pid"] != slow
+    assert not os.path.exists(f"/proc/{slow}")
+
+
 def test_failures_are_answers_and_death_is_told(workers: Workers) -> None:
     facts = workers.run({"do": "fail", "how": "failure"}, LONG_S)
     assert (facts["failed"], facts["errno"], facts["path"]) == ("asked", 13, "/x")
@@ -103,6 +113,25 @@ def test_failures_are_answers_and_death_is_told(workers: Workers) -> None:
     with pytest.raises(NoWorker, match="a worker died at fail"):
         workers.run({"do": "fail", "how": "death"}, LONG_S)
     echoed(workers)
+
+
+def test_a_failure_that_is_longer_than_a_message(workers: Workers) -> None:
+    assert workers.run({"do": "fail", "how": "long"}, LONG_S)["reason"] == "what the server says is too long"
+    echoed(workers)
+
+
+def test_of_an_answer_that_cannot_be_read_nothing_is_left(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    echoed(workers)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr("volumedriver.workers.LONGEST_MESSAGE", 16)
+    for _ in range(3):
+        with pytest.raises(NoWorker, match="a worker's answer cannot be read"):
+            workers.run({"do": "echo", "text": "long enough to be cut"}, LONG_S)
+    monkeypatch.undo()
+    wait_until(lambda: len(processes()) == 1, "who was not understood has ended")
+    assert len(os.listdir("/proc/self/fd")) < descriptors
 
 
 def test_fifty_at_once_and_few_stay(workers: Workers) -> None:
