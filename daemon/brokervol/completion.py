@@ -29,6 +29,8 @@ _ANSWER_S = 1.0
 _MOST_LISTED = 5000
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 _SPECIAL_TO_BASH = re.compile(r"""([\s\\"'`$&|;<>()\[\]{}*?!#~])""")
+# In an open quote bash puts a candidate as it stands. What these would end, or have it run, is not offered there.
+_UNSAFE_IN_QUOTE = {"": re.compile("(?!)"), "'": re.compile("'"), '"': re.compile(r'["$`\\!]')}
 _COMMON_OPTIONS = ("--socket", "--help")
 
 # In bash a word ends at a colon, so that only what follows is replaced; quotes and spaces are ours to add.
@@ -81,7 +83,8 @@ def print_candidates(arguments: Sequence[str], verbs: Mapping[str, Sequence[str]
         line = _split(rest[1]) if shell == "bash" else Line(rest, "")
         found = [item for item in candidates(line.words, verbs, socket_path) if not _CONTROL.search(item)]
         if shell == "bash":
-            found = [_for_bash(item, line, rest[0]) for item in found]
+            unsafe = _UNSAFE_IN_QUOTE[line.quote]
+            found = [_for_bash(item, line, rest[0]) for item in found if not unsafe.search(item)]
         sys.stdout.buffer.write(b"".join(os.fsencode(item) + b"\n" for item in found))
         sys.stdout.flush()
     return 0

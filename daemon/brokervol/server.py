@@ -9,6 +9,7 @@ socket file is replaced atomically, so that a restart never shows a moment witho
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
 import os
@@ -17,6 +18,7 @@ import resource
 import select
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
@@ -477,6 +479,9 @@ def _standing(now_s: int) -> bytes:
 
 def _listening(path: str, mode: int) -> socket.socket:
     """Make the socket under a private name, listen, then rename it over the final one."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, "there is a file that is no socket; name another path", path)
     private = os.path.join(os.path.dirname(path), f".{os.getpid()}")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

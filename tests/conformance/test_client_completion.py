@@ -102,9 +102,9 @@ class Shell:
         self._told(r"line-is:\[\]:end", again=b"\n\x14")
 
     def complete(self, line: str) -> str:
-        """What the line has become after Tab."""
+        """What the line has become after Tab. Empty ones may have been told more than once before."""
         os.write(self._controller, f"{line}\t\x14".encode())
-        return self._told(r"line-is:\[(.*?)\]:end")
+        return self._told(r"line-is:\[(brokervol .*?)\]:end")
 
     def _told(self, pattern: str, again: bytes = b"") -> str:
         """What matches the pattern in what is shown from now on; `again` is typed while nothing does."""
@@ -172,6 +172,34 @@ def test_bash_functions_completes_the_client_by_its_path(place: Place) -> None:
     )
     assert done.stdout.splitlines() == ["2026/", "quo\\'te ", "with\\ space ", "zed "]
     assert done.stderr == ""
+
+
+HOSTILE = ["$(touch RUN)", "`touch RUN`", '";touch RUN;"', "';touch RUN;'", "back\\slash", "bang!x"]
+
+
+@pytest.mark.parametrize(
+    ("quote", "offered"),
+    [('"', ["';touch RUN;'"]), ("'", [*HOSTILE[:3], *HOSTILE[4:]]), ("", HOSTILE)],
+)
+def test_bash_is_given_nothing_that_it_would_run(place: Place, quote: str, offered: list[str]) -> None:
+    """What is inserted is typed by whoever completes it, and file names are anybody's."""
+    hostile = place.volume.parent / "data/hostile"
+    hostile.mkdir(exist_ok=True)
+    for name in HOSTILE:
+        (hostile / name).touch()
+    try:
+        line = f"brokervol stat {quote}data:hostile/"
+        command = [str(place.volume / "brokervol"), "__complete", "bash", ":", line]
+        done = subprocess.run(command, env=place.environment, capture_output=True, text=True, check=True)
+        typed = [
+            line + each.removeprefix("data:hostile/" if quote else "hostile/") for each in done.stdout.splitlines()
+        ]
+        script = "\n".join(f"printf '%s\\n' {each[len('brokervol stat ') :].rstrip()}{quote}" for each in typed)
+        ran = subprocess.run(["bash", "-c", script], cwd=hostile, capture_output=True, text=True, check=True)
+        assert sorted(ran.stdout.splitlines()) == sorted(f"data:hostile/{name}" for name in offered)
+        assert not (hostile / "RUN").exists()
+    finally:
+        shutil.rmtree(hostile)
 
 
 OPTIONS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -48,3 +49,15 @@ def test_what_clients_ask_for_is_plain() -> None:
         b"POST /VolumeDriver.Mount HTTP/1.1\r\n",
     ):
         assert server._PLAIN_LINE.match(line)
+
+
+def test_a_file_that_is_no_socket_is_not_replaced(tmp_path: Path) -> None:
+    precious = tmp_path / "precious.txt"
+    precious.write_text("kept")
+    serving = UnixServer(
+        str(precious), cast(Any, None), mode=0, limits=Limits(), refusal=lambda _, text: (text, b"")
+    )
+    with pytest.raises(FileExistsError, match="no socket; name another path"):
+        serving.prepare()
+    assert precious.read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
