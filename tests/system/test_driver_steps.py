@@ -103,14 +103,14 @@ class Site:
         for pid in self.engine.plugin_pids(FRAGILE):
             with contextlib.suppress(OSError):  # ended meanwhile
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-                found.setdefault(" ".join(words[words.index("-m") + 1 :][:2]), []).append(pid)
+                found.setdefault(" ".join(filter(None, words[words.index("-m") + 1 :][:2])), []).append(pid)
         return found
 
     def driver(self) -> int:
         """Its pid, once it has one and it is the only one."""
 
         def found() -> list[int]:
-            return self.processes().get("lab.fragile_driver --socket", [])
+            return self.processes().get("lab.fragile_driver", [])
 
         wait_until("one driver", lambda: len(found()) == 1)
         return found()[0]
