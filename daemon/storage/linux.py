@@ -15,7 +15,6 @@ import signal
 import socket
 import struct
 from collections.abc import Sequence
-from functools import cache
 
 AT_EMPTY_PATH = 0x1000
 
@@ -36,23 +35,9 @@ _CONTAINER_ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# The one call that every file takes several times: with its types said once, it costs a third.
-_openat2 = ctypes.CFUNCTYPE(
-    ctypes.c_long,
-    ctypes.c_long,
-    ctypes.c_int,
-    ctypes.c_char_p,
-    ctypes.c_char_p,
-    ctypes.c_size_t,
-    use_errno=True,
-)(("syscall", _libc))
-_OPEN_HOW_BYTES = 24
 
-
-@cache  # of few kinds
-def _open_how(flags: int, mode: int, resolve: int) -> bytes:
-    """A struct open_how of linux/openat2.h."""
-    return struct.pack("=QQQ", flags, mode, resolve)
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
 def syscall(number: int, *arguments: object, path: str | bytes | None = None) -> int:
@@ -80,14 +65,19 @@ def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> 
     encoded = os.fsencode(path)
     if b"\0" in encoded:
         raise OSError(errno.EINVAL, "a path cannot hold a NUL byte", path)
-    how = _open_how(flags | os.O_CLOEXEC, mode, resolve)
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     for _ in range(_OPENAT2_ATTEMPTS):
-        opened = _openat2(_SYS_OPENAT2, dir_fd, encoded, how, _OPEN_HOW_BYTES)
-        if opened >= 0:
-            return int(opened)
-        code = ctypes.get_errno()
-        if code != errno.EAGAIN:
-            raise OSError(code, os.strerror(code), path)
+        try:
+            return syscall(
+                _SYS_OPENAT2,
+                ctypes.c_int(dir_fd),
+                ctypes.c_char_p(encoded),
+                ctypes.byref(how),
+                ctypes.c_size_t(ctypes.sizeof(how)),
+                path=path,
+            )
+        except BlockingIOError:
+            continue
     raise OSError(errno.EXDEV, "the path kept changing while it was resolved", path)
 
 
