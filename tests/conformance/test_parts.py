@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,7 +120,7 @@ def test_what_is_outside_the_part_is_as_if_it_were_not(world: World) -> None:
                         for found in (records[path][kind], never[kind])
                     ]
                     assert answers[0].status == 404
-                    assert answers[0].text.replace(known, unknown) == answers[1].text
+                    assert _plain(answers[0].text).replace(known, unknown) == _plain(answers[1].text)
             for named in (path, f"sub/{path}", f"../{path}", f"{world.data}/{path}"):
                 answer = task.post(*one("download", file_path=named, local_path="/tmp/out"))
                 assert answer.status in (400, 404), (named, answer.text)
@@ -298,3 +299,8 @@ def test_records_are_found_below_the_part_on_every_database(records: Catalog) ->
     seen.save()
     assert mine.at_path("x/f") is None
     assert [json.dumps(record.file_path) for record in records.page("w", is_deleted=True)] == ['"a_%/\\u00fc/x/f"']
+
+
+def _plain(problem: str) -> str:
+    """Without the request's own id."""
+    return re.sub("request:[0-9a-f]{16}", "request:", problem)

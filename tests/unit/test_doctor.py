@@ -374,7 +374,7 @@ def test_what_a_server_exports_is_compared_with_what_volumes_are_of() -> None:
 @in_private_network
 def test_a_server_that_answers_and_one_that_is_not_allowed() -> None:
     switch_loopback_on()
-    with answering(2049, bytes(64)):
+    with answering(2049, struct.pack(">3I", 10004, 0, 0)):  # NFS4ERR_NOTSUPP, an answer
         (well,) = nfs.check_server(SITE, volumes_of("127.0.0.1:/srv"))
     assert re.fullmatch(r"127\.0\.0\.1 answers over lo from 127\.0\.0\.1 in \d+ ms", well.text)
     allowed = replace(SITE, settings={"ALLOWED_NFS_SERVERS": "nas"})
