@@ -187,12 +187,17 @@ class Reception:
         """What there is to do now. For any thread, as an estimate."""
         return Load(len(self._open), self._admission.running, self._admission.waiting, self.refusals.counts())
 
-    def run(self) -> bool:
-        """Serve until stopped, then finish what is being worked on; returns whether all of it was."""
+    def run(self, ending: Callable[[], object] = lambda: None) -> bool:
+        """Serve until stopped, then finish what is being worked on; returns whether all of it was.
+
+        Args:
+            ending: called once, when nothing new is begun any more; must not wait.
+        """
         self._listener.setblocking(False)
         self._watch(self._listener)
         while not self.is_stopping:
             self._turn(_TICK_S if self._open or self._accepts_from else None)
+        ending()
         return self._drain()
 
     def _turn(self, timeout_s: float | None) -> None:

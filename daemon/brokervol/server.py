@@ -388,16 +388,16 @@ class _Server(cheroot_server.HTTPServer):
         """Serve in a thread of its own, which ends with the process, without finishing anything."""
         threading.Thread(target=self._prepared().run, name=f"server-{self.bind_addr}", daemon=True).start()
 
-    def run(self) -> None:
+    def run(self, ending: Callable[[], object] = lambda: None) -> None:
         """Serve until SIGTERM or SIGINT; calls in flight are finished first. Needs the main thread.
 
         Calls that do not end in `drain_s` are cut off: the process ends at once then, since what they work with
-        cannot be closed under them.
+        cannot be closed under them. `ending` is called before: it may have them end earlier, and must not wait.
         """
         reception = self._prepared()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signal_number, lambda *_: reception.stop())
-        if not reception.run():
+        if not reception.run(ending):
             log.error("calls in flight did not end, and are cut off", waited_s=self.limits.drain_s)
             os._exit(_EXIT_CUT_OFF)
 

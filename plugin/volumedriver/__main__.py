@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _LISTENER_ENDS_S, _LISTENER_POLL_S = 1.0, 0.05
+_MERCY_S = 1.0  # for NFS mounts under way when the driver is told to end
 
 # Only the engine calls. It keeps connections open for reuse, and forgets a volume when a Get is refused.
 # Threads are made on demand; that there are twice as many as mounts may wait for NFS servers of which nobody knows
@@ -116,7 +118,10 @@ def _serve(options: Settings) -> None:
         status = Status(driver, servers, workers, root)
         server.wsgi_app = create_app(driver, status, Metrics(status))
         log.info("serving", volumes=len(driver.list()), root=root, hostfs=options.hostfs)
-        server.run()
+        stack.callback(mounts.give_up)  # the timer and the probes must not wait for servers either
+        giving_up = threading.Timer(_MERCY_S, mounts.give_up)
+        stack.callback(giving_up.cancel)
+        server.run(ending=giving_up.start)
         log.info("stopped")
 
 

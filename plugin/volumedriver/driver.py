@@ -139,16 +139,14 @@ class Driver:
             count = volume.references.get(mount_id, 0)
             is_stale = self._publication.is_stale(volume)
             with (
+                self._noting_stale(volume if is_stale else None),
                 self._intended(name, Verb.MOUNT, mount_id=mount_id, count=count),
                 self._published(volume, deadline, anew=is_stale) as shown,
             ):
                 if shown != volume.shown:
                     self._parts.references.set_shown(name, shown)
                 self._parts.references.set(name, mount_id, count + 1, engine)
-            mounted = replace(volume, references={**volume.references, mount_id: count + 1}, shown=shown)
-            self._put(mounted)
-            if is_stale and (holds := self._publication.stale_holds(volume.shown, shown)) is not None:
-                self._put(stale.noted(mounted, holds))
+                self._put(replace(volume, references={**volume.references, mount_id: count + 1}, shown=shown))
         log.info("volume mounted", volume=name, id=mount_id[:_SHOWN_ID_LENGTH])
         return volume.mountpoint
 
@@ -383,6 +381,17 @@ class Driver:
             if not volume.references:
                 self._parts.mounter.unmount(volume.mountpoint)
             raise
+
+    @contextlib.contextmanager
+    def _noting_stale(self, volume: Volume | None) -> Iterator[None]:
+        """Take down who has what was stale of `volume`, also if the body does not mount it anew."""
+        try:
+            yield
+        finally:
+            if volume is not None:
+                now = self.get(volume.name)
+                if (holds := self._publication.stale_holds(volume.shown, now.shown)) is not None:
+                    self._put(stale.noted(now, holds))
 
     def _without_former(self, volume: Volume, mount_id: str, engine: Engine | None) -> Volume:
         """Set apart what `mount_id` has from an engine that was killed: it may never give that back.

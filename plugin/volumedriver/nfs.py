@@ -98,14 +98,23 @@ class NfsMounts:
             if "took_s" in facts:
                 self._measure(source, facts)
 
+    def give_up(self) -> None:
+        """Have all that waits for servers fail, and nothing more begin, but for what takes mounts off."""
+        self._servers.close()
+        self._workers.give_up()
+
     def _look(self, source: NfsSource) -> None:
         """A server that is thought to be dead may just have been mended: the first who wants it looks, for all."""
         if not self._servers.begin_look(source):
             return
         began = time.monotonic()
         try:
-            with contextlib.suppress(NoAnswer, NoWorker):  # a probe takes more time, and is under way
-                self._learn(source, self._probed(source, LOOK_S, is_whole=True), began)
+            self._learn(source, self._probed(source, LOOK_S, is_whole=True), began)
+        except NoAnswer as silence:
+            if "call" in silence.step:  # it answers, and may be far away: a probe has more time
+                self._servers.hurry(source)
+        except NoWorker as error:
+            log.warning("a server could not be looked at", reason=error.strerror or str(error))
         finally:
             self._servers.looked(source)
 

@@ -175,11 +175,19 @@ class Servers:
         self._lock = threading.Lock()
         self._records: dict[Service, _Record] = {}
         self._is_probing = False
+        self._is_closed = False
         self.wake = threading.Event()
 
     def begin_probing(self) -> None:
         """From now on there is somebody who probes. A breaker that nobody closes must not open."""
         self._is_probing = True
+
+    def close(self) -> None:
+        """Refuse all who wait for their turn, and who comes."""
+        with self._lock:
+            self._is_closed = True
+            for record in self._records.values():
+                record.changed.notify_all()
 
     # Mounts
 
@@ -405,6 +413,8 @@ class Servers:
             Refused: the wait is over.
         """
         now = self._clock()
+        if self._is_closed:
+            raise Refused("the driver is ending")
         if record.is_open:
             until = deadline if is_booting else record.look_until
             if now >= until:

@@ -31,6 +31,8 @@ _WARM = 2
 _ATTEMPTS = 3
 _SPARE_S = 2  # we kill what takes too long; the kernel does so if we cannot any more
 _DEATH_S = 0.5  # how long to look whether a killed worker is gone
+_LATE_S = 1.0  # for a new worker, which takes milliseconds
+_ENDING = "the driver is ending"
 _END_S = 5
 
 
@@ -62,8 +64,9 @@ class Workers:
         self._lock = threading.Lock()
         self._nursery: _Nursery | None = None
         self._idle: list[_Worker] = []
-        self._busy = 0
-        self._is_closed = False
+        self._busy: set[_Worker] = set()
+        self._leaving: set[_Worker] = set()
+        self._has_given_up = self._is_closed = False
 
     def prepare(self) -> None:
         """Have workers ready for the first request. Waits for nothing."""
@@ -100,7 +103,14 @@ class Workers:
 
     def counts(self) -> Mapping[str, int]:
         """How many are `idle`, and how many `busy` with a request that somebody waits for."""
-        return {"idle": len(self._idle), "busy": self._busy}
+        return {"idle": len(self._idle), "busy": len(self._busy) + len(self._leaving)}
+
+    def give_up(self) -> None:
+        """Have what is under way by `run` fail, and refuse more of it. What may be left goes on, and may begin."""
+        with self._lock:
+            self._has_given_up = True
+            for worker in self._busy:
+                worker.hang_up()
 
     def close(self) -> None:
         """End all of them."""
@@ -120,9 +130,8 @@ class Workers:
             try:
                 with self._lock:
                     worker = self._idle.pop() if self._idle else self._spawned()
-                worker.await_ready(deadline)
-                with self._counted():
-                    return ask(worker)
+                worker.await_ready(deadline, self._wake)
+                return ask(worker)
             except TimeoutError as error:
                 raise NoWorker("no worker process was ready in time: this host is overloaded") from error
             except ConnectionError as error:
@@ -130,14 +139,17 @@ class Workers:
         raise NoWorker("no worker process can be started") from failure
 
     @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _counted(self, worker: _Worker, *, is_left: bool) -> Iterator[None]:
+        counted = self._leaving if is_left else self._busy
         with self._lock:
-            self._busy += 1
+            if self._has_given_up and not is_left:
+                raise NoWorker(_ENDING)
+            counted.add(worker)
         try:
             yield
         finally:
             with self._lock:
-                self._busy -= 1
+                counted.remove(worker)
 
     def _asked(
         self, worker: _Worker, request: Facts, fds: Sequence[int], deadline: float, *, is_left: bool = False
@@ -146,13 +158,16 @@ class Workers:
         with contextlib.ExitStack() as undo:
             undo.callback(worker.dismiss)
             try:
-                answer = worker.asked(request, fds, deadline)
+                with self._counted(worker, is_left=is_left):
+                    answer = worker.asked(request, fds, deadline)
             except NoWorker:
                 raise
             except OSError as error:
                 is_late = isinstance(error, TimeoutError)
-                if is_late and not is_left:
+                if not is_left:
                     worker.kill()
+                    if self._has_given_up:
+                        raise NoWorker(_ENDING) from error
                 step = worker.last_step()
                 if is_late and is_left and not step:  # nobody does it, so another one must
                     worker.kill()
@@ -180,7 +195,7 @@ class Workers:
             ConnectionError: the nursery was killed; the next time there is another.
         """
         if self._is_closed:
-            raise NoWorker("the driver is ending")
+            raise NoWorker(_ENDING)
         if self._nursery is None:
             self._nursery = _Nursery(self._command)
         try:
@@ -190,6 +205,12 @@ class Workers:
             self._nursery.end()
             self._nursery = None
             raise
+
+    def _wake(self) -> None:
+        with self._lock:
+            if self._nursery is not None:
+                log.debug("a worker is late, and its nursery is woken")
+                self._nursery.wake()
 
 
 class _Nursery:
@@ -214,8 +235,13 @@ class _Nursery:
             raise
         return worker
 
+    def wake(self) -> None:
+        """Have it go on if somebody has stopped it (SIGSTOP); nothing happens to one that runs."""
+        self._process.send_signal(signal.SIGCONT)
+
     def end(self) -> None:
         self._control.close()
+        self.wake()
         try:
             self._process.wait(_END_S)
         except subprocess.TimeoutExpired:
@@ -231,10 +257,15 @@ class _Worker:
         self._steps_fd = steps_fd
         self._pidfd: int | None = None
 
-    def await_ready(self, deadline: float) -> None:
-        """Raises ConnectionError if it is not there any more, TimeoutError if not yet; it is dismissed then."""
+    def await_ready(self, deadline: float, wake: Callable[[], None]) -> None:
+        """Wait until it is there; `wake` is called once if that takes long.
+
+        Raises ConnectionError if it is not there any more, TimeoutError if not yet; it is dismissed then.
+        """
         try:
             if self._pidfd is None:
+                if not _has_come(self._connection.fileno(), min(_LATE_S, deadline - time.monotonic())):
+                    wake()
                 self._await(deadline)
                 message, fds, _, _ = socket.recv_fds(self._connection, LONGEST_MESSAGE, 1)
                 if not message:
@@ -269,6 +300,11 @@ class _Worker:
         whole = steps[: steps.rfind(b"\n") + 1].splitlines()
         return json.loads(whole[-1]) if whole else {}
 
+    def hang_up(self) -> None:
+        """Have `asked` fail, in whatever thread."""
+        with contextlib.suppress(OSError):  # it has just been dismissed
+            self._connection.shutdown(socket.SHUT_RDWR)
+
     def kill(self) -> None:
         """Kill it, and wait for a moment: one that is gone has not finished what it was at."""
         if self._pidfd is not None:
@@ -286,11 +322,14 @@ class _Worker:
             self._pidfd = None
 
     def _has_ended(self, *, wait_s: float) -> bool:
-        if self._pidfd is None:
-            return True
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(wait_s * 1000))
+        return self._pidfd is None or _has_come(self._pidfd, wait_s)
 
     def _await(self, deadline: float) -> None:
         self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
+
+
+def _has_come(fd: int, wait_s: float) -> bool:
+    """Whether there is something to read, or its end."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(max(wait_s, 0) * 1000))

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from lab.houses import House
-from lab.nas import PREPARE, Nas, started_nas
-from lab.nfs_driver import ID, TIMEOUT_S, Driver, leaving_nothing, running_driver, seconds
+from lab.nas import PREPARE, Nas, deaf_port, started_nas
+from lab.nfs_driver import ID, TIMEOUT_S, Driver, assert_gone, leaving_nothing, running_driver, seconds
 from lab.processes import wait_until
 
 RUNS_INSIDE = PREPARE
@@ -71,6 +71,23 @@ def stopped(pid: int) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def holding(files: Path) -> Iterator[None]:
+    """A process with a mount namespace of its own that has the files, as a container does."""
+    script = 'mount --bind "$0" /mnt && echo ready && exec cat'
+    with subprocess.Popen(
+        ["unshare", "-m", "--propagation", "slave", "sh", "-c", script, str(files)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        try:
+            yield
+        finally:
+            process.communicate(timeout=20)
 
 
 @contextlib.contextmanager
@@ -152,7 +169,8 @@ def test_a_mount_that_hangs_is_no_fault_of_a_server_that_answers(driver: Driver,
             said = driver.error(503, "Mount", Name="a", ID=ID)
             assert "did not let the mount with NFS 4.0 end" in said
             assert "so it has been since" not in said
-    assert "unreachable" not in driver.process.log() + health(driver, "a")
+        wait_until(lambda: health(driver, "a") == "healthy", "it has answered a probe")
+        assert "unreachable" not in driver.process.log()
 
 
 def test_a_mount_service_that_hangs_is_known_by_probes(driver: Driver, east: House) -> None:
@@ -240,6 +258,46 @@ def test_a_silent_server_that_is_back_is_mounted_from_at_once(driver: Driver, ea
             assert seconds(partial(driver.error, 503, "Mount", Name="a", ID=ID)) < PROMPT_S
             time.sleep(0.4)
     driver.mount("a")
+
+
+def test_who_has_stale_files_is_told_of_also_if_they_cannot_be_mounted_anew(driver: Driver, east: House) -> None:
+    directory = east.export("stale") / "part"
+    directory.mkdir()
+    driver.create("a", "east:/stale/part", V3)
+    driver.create("b", "east:/stale", V3)
+    files = driver.mount("a")
+    with holding(files):
+        directory.rmdir()
+        directory.mkdir()
+        with pytest.raises(OSError, match="Stale file handle"):
+            os.listdir(files)
+        with stopped(daemon("rpcbind", east)):
+            driver.error(503, "Mount", Name="b", ID=ID)
+            assert "so it has been since" in driver.error(503, "Mount", Name="a", ID="b" * 64)
+            assert health(driver, "a") == "stale"
+
+
+def test_a_driver_that_ends_waits_for_no_server(nas: Nas) -> None:
+    nas.export("end")
+    with (
+        ThreadPoolExecutor(20) as pool,
+        running_driver("ending", "--nfs-mount-timeout-s", "24") as driver,
+        deaf_port() as port,
+    ):
+        driver.create("good", "nas:/end")
+        driver.mount("good")
+        for number in range(20):  # of which 16 have a turn
+            driver.create(f"bad{number}", "nas:/end", f"port={port}")
+        hanging = [pool.submit(driver.call, "Mount", Name=f"bad{number}", ID=ID) for number in range(20)]
+        wait_until(lambda: len(driver.workers()) > 16, "as many hang as may")
+        before = driver.workers()
+        assert driver.process.terminate() == 0
+        assert {future.result().json["Err"] for future in hanging} == {
+            "cannot mount nas:/end: the driver is ending"
+        }
+        assert_gone(before)
+    with running_driver("ending") as driver, leaving_nothing(driver):
+        assert len(driver.mounts()) == 1
 
 
 def test_more_exports_than_a_message_takes(driver: Driver, nas: Nas) -> None:

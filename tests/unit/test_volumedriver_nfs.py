@@ -373,6 +373,27 @@ def test_silence_tells_of_the_server_once_it_was_asked(step: Facts, is_open: boo
     assert "within 20 s" in sentences[1]
 
 
+@pytest.mark.parametrize(
+    ("outcome", "is_probed"),
+    [
+        (NoAnswer({"step": "ask", "call": "SEQUENCE"}), True),
+        (NoAnswer({"step": "ask"}), False),
+        (NoWorker("this host is overloaded"), False),
+    ],
+)
+def test_a_server_that_is_slow_when_looked_at_is_probed_at_once(outcome: Exception, is_probed: bool) -> None:
+    now, workers = [1000.0], Scripted(outcome)
+    servers = Servers(clock=lambda: now[0], uptime=lambda: 1e6)
+    servers.begin_probing()
+    servers.failed(source(), "it is down", now[0])
+    now[0] += 0.5
+    assert servers.due() == []
+    with pytest.raises(DriverError, match="it is down; so it has been since"):
+        NfsMounts(workers, servers=servers).mount(source(), 0, read_only=False)
+    assert workers.request["do"] == "probe"
+    assert bool(servers.due()) == is_probed
+
+
 def test_a_worker_that_died_tells_nothing_of_the_server() -> None:
     servers, _ = mounted_twice(NoWorker("no worker process can be started"))
     assert servers.report()[0].state is State.UNKNOWN

@@ -297,6 +297,17 @@ def test_a_mount_that_hung_has_the_server_asked_before_it_is_called_dead(known: 
         assert known.health.is_open != is_answered
 
 
+def test_nobody_waits_for_a_turn_in_a_driver_that_ends(known: Known) -> None:
+    with contextlib.ExitStack() as running, ThreadPoolExecutor(2) as pool:
+        for _ in range(AT_ONCE):
+            running.enter_context(known.turn())
+        waiting = [pool.submit(_took_turn, known) for _ in range(2)]
+        wait_until(lambda: _waiting(known) == 2, "they wait for a turn")
+        known.servers.close()
+        assert {str(future.exception()) for future in waiting} == {"the driver is ending"}
+    assert known.refusal() == "the driver is ending"
+
+
 def test_a_link_that_changed_has_the_server_probed(known: Known) -> None:
     known.servers.use([NAS])
     known.probe(known.answer)

@@ -154,6 +154,30 @@ def test_killed_nursery_is_replaced(workers: Workers) -> None:
         worker = echoed(workers)
 
 
+def test_stopped_nursery_is_woken(workers: Workers) -> None:
+    worker = echoed(workers)
+    (nursery,) = [pid for pid in processes() if worker in descendants(pid)]
+    os.kill(worker, signal.SIGKILL)
+    os.kill(nursery, signal.SIGSTOP)
+    assert echoed(workers) in descendants(nursery)
+
+
+def test_who_gives_up_waits_for_nobody_and_can_have_things_left(workers: Workers) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        hanging = [pool.submit(workers.run, {"do": "sleep", "seconds": 1000}, LONG_S) for _ in range(2)]
+        leaving = pool.submit(workers.run_and_leave, {"do": "sleep", "seconds": 1}, LONG_S, LONG_S)
+        wait_until(lambda: workers.counts()["busy"] == 3, "all three wait")
+        workers.give_up()
+        for future in hanging:
+            with pytest.raises(NoWorker, match="the driver is ending"):
+                future.result()
+        assert leaving.result() == {}
+    with pytest.raises(NoWorker, match="the driver is ending"):
+        workers.run({"do": "echo", "text": "x"}, LONG_S)
+    assert workers.run_and_leave({"do": "echo", "text": "x"}, LONG_S, LONG_S)
+    wait_until(lambda: len(processes()) <= 1 + WARM, "who hung was killed")
+
+
 def test_killed_idle_worker_is_replaced(workers: Workers) -> None:
     worker = echoed(workers)
     os.kill(worker, signal.SIGKILL)
