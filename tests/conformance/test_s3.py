@@ -30,6 +30,7 @@ from storage.exceptions import (
     InvalidCredentials,
     InvalidPath,
     MissingBucket,
+    MissingFile,
     StorageError,
 )
 from storage.models import ScaleFile, use_catalog
@@ -301,6 +302,56 @@ def test_both_sdks_are_used_for_what_they_are_for(weed: Stage, bulk: str, monkey
     broker.move_files(None, [FileMove(file, "g")])
     bulk_calls = {"PutObject", "GetObject", "CopyObject"}
     assert bulk_calls & set(asked) == (set() if bulk == "obstore" else bulk_calls)
+
+
+def test_many_objects_are_looked_at_by_listings(weed: Stage, bulk: str) -> None:
+    """And nothing is lost of what only a question for each would tell: stamps and storage classes."""
+    names = [f"{number:02}" for number in range(25)]
+    broker, client = weed.broker(), weed.server.client()
+    files, source = [weed.file(f"a/{name}") for name in names], weed.source(b"x")
+    broker.upload_files(None, [FileUpload(file, source) for file in files])
+    client.put_object(Bucket=weed.bucket, Key="a/07", Body=b"rare", StorageClass="STANDARD_IA")
+    asked: list[str] = []
+    events = _s3_boto.connect(broker._configured().settings.endpoint).client.meta.events
+    events.register("before-call.s3", lambda model, **_: asked.append(model.name), unique_id="many")
+    broker.move_files(None, [FileMove(file, f"b/{name}") for file, name in zip(files, names, strict=True)])
+    events.unregister("before-call.s3", unique_id="many")
+    assert asked.count("ListObjectsV2") in (2, 3)  # the third asks for the name of the service
+    assert asked.count("DeleteObjects") == 1
+    # By obstore, only what has no stamp is asked for by itself.
+    assert asked.count("HeadObject") == (1 if bulk == "obstore" else 25)
+    assert weed.keys() == [f"b/{name}" for name in names]
+    stamped = client.head_object(Bucket=weed.bucket, Key="b/08")
+    assert set(stamped["Metadata"]) == {"brokervol-upload"}
+    rare = client.head_object(Bucket=weed.bucket, Key="b/07")
+    assert (rare["StorageClass"], rare["ContentLength"], files[7].file_size) == ("STANDARD_IA", 4, 4)
+
+
+def test_what_became_of_each_item_is_told(weed: Stage, bulk: str) -> None:
+    """All that was begun, in order; the rest is as it was."""
+    broker = weed.broker()
+    files = [weed.file(f"{number:02}") for number in range(30)]
+    source = weed.source(b"x")
+    broker.outcomes = told = dict[int, Exception | None]()
+    broker.upload_files(None, [FileUpload(file, source) for file in files])
+    assert told == {id(file): None for file in files}
+    broker.outcomes = told = {}
+    broker.delete_files(None, [files[20]])
+    assert told == {id(files[20]): None}
+    broker.outcomes = told = {}
+    with pytest.raises(MissingFile, match="'20'"):
+        broker.move_files(None, [FileMove(file, f"to/{file.file_path}") for file in files])
+    assert list(told) == [id(file) for file in files[:21]] or set(told) == {id(file) for file in files[:21]}
+    assert [told[id(file)] for file in files[:20]] == [None] * 20
+    assert isinstance(told[id(files[20])], MissingFile)
+    broker.outcomes = told = {}
+    targets = [weed.local / file.file_name for file in files]
+    targets[3].mkdir()
+    downloads = [FileDownload(file, str(target), False) for file, target in zip(files, targets, strict=True)]
+    with pytest.raises(AlreadyExists):
+        broker.download_files(None, downloads)
+    assert told == {id(file): None for file in files[:3]}
+    assert [path.name for path in sorted(weed.local.glob("??"))] == ["00", "01", "02", "03"]
 
 
 WRONG: dict[str, tuple[type[StorageError], str, dict[str, Any]]] = {

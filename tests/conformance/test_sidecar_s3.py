@@ -92,6 +92,27 @@ def test_files_go_to_the_bucket_and_come_from_it(site: Site, name: str) -> None:
     assert site.keys() == []
 
 
+def test_a_batch_is_done_in_groups_with_a_result_for_each_file(site: Site) -> None:
+    names = [f"{number:03}" for number in range(100)]
+    uploads = [{"local_path": str(site.directory / "in"), "file_path": f"a/{name}"} for name in names]
+    assert site.batch("keys", "upload", *uploads).json["done"] == 100
+    site.client.delete_object(Bucket=site.bucket, Key="a/070")
+    moves = [{"file_path": f"a/{name}", "new_path": f"b/{name}"} for name in names]
+    stopped = site.batch("keys", "move", *moves)
+    assert (stopped.status, stopped.json["code"]) == (404, "missing-file")
+    assert [result["status"] for result in stopped.json["results"]] == ["done"] * 70 + ["failed"] + [
+        "skipped"
+    ] * 29
+    assert site.keys() == [f"a/{name}" for name in names[71:]] + [f"b/{name}" for name in names[:70]]
+    rest = site.post("/v1/workspaces/keys/move?on_error=continue", {"files": moves[65:]})
+    assert rest.status == 200
+    assert [result["status"] for result in rest.json["results"]] == ["failed"] * 6 + ["done"] * 29
+    moved = [name for name in names if name != "070"]
+    assert site.keys() == [f"b/{name}" for name in moved]
+    deleted = site.batch("keys", "delete", *({"file_path": f"b/{name}"} for name in moved))
+    assert (deleted.json["done"], site.keys()) == (99, [])
+
+
 def test_workspaces_are_described_without_what_is_secret(site: Site) -> None:
     answer = site.get("/v1/workspaces")
     found = {workspace["name"]: workspace for workspace in answer.json["workspaces"]}

@@ -343,6 +343,30 @@ def test_a_move_whose_copy_always_fails_keeps_its_source(stage: Stage, bulk: str
     assert stage.objects() == {"f": NEW, "g": OLD}
 
 
+def test_many_are_moved_where_nobody_may_list(stage: Stage, bulk: str) -> None:
+    """A listing saves requests. Where it fails, each is asked for by itself."""
+    files = [file(f"f{number:02}") for number in range(25)]
+    for moved in files:
+        stage.put(moved.file_path, NEW)
+    stage.proxy.fail(error(403, "AccessDenied"), method="GET", times=None)
+    stage.broker.move_files(None, [FileMove(moved, f"g/{moved.file_path}") for moved in files])
+    stage.proxy.clear()
+    assert set(stage.objects()) == {f"g/f{number:02}" for number in range(25)}
+
+
+def test_of_many_copies_one_that_fails_keeps_its_source(stage: Stage, bulk: str) -> None:
+    files = [file(f"f{number:02}") for number in range(25)]
+    for moved in files:
+        stage.put(moved.file_path, NEW)
+    stage.proxy.fail(error(403, "AccessDenied"), method="PUT", path="/g/f07$", times=None)
+    with pytest.raises(PermissionDenied, match="f07"):
+        stage.broker.move_files(None, [FileMove(moved, f"g/{moved.file_path}") for moved in files])
+    stored = set(stage.objects())
+    assert {f"g/f{number:02}" for number in range(7)} | {"f07"} <= stored
+    assert len(stored) == 25
+    assert {record.file_path for record in stage.records.page("w")} == {key for key in stored if "/" in key}
+
+
 def test_altered_bytes_are_noticed_where_the_path_checks_them(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

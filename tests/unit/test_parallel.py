@@ -2,91 +2,125 @@
 
 from __future__ import annotations
 
-import _thread
+import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
-from storage.brokers._parallel import Job, in_order, one_ahead
-from storage.exceptions import MissingFile
+from storage.brokers._parallel import Crew, Group, Job, one_ahead
+from storage.exceptions import BackendUnavailable, MissingFile
+
+
+@dataclass(eq=False)
+class Numbered(Job):
+    number: int
 
 
 @dataclass
-class Recorded(Job):
-    """A job that says what is done with it."""
+class Some(Group):
+    """A group that says what is done with it; `working` is what its items wait for."""
 
-    number: int
+    numbers: Sequence[int]
     log: list[str]
-    working: Callable[[], None] = lambda: None
+    working: Callable[[int], None] = lambda _: None
     is_working: bool = field(default=False)
 
-    def work(self) -> None:
+    def begin(self) -> None:
+        self.jobs = [Numbered(number) for number in self.numbers]
+        self.log.append(f"begin {self.numbers[0]}")
+
+    def work(self, crew: Crew) -> None:
         self.is_working = True
-        try:
-            self.working()
-        finally:
-            self.is_working = False
+        self.taken = crew.each(self, lambda job: self.working(job.number), self.jobs)
+        self.is_working = False
 
-    def finish(self) -> None:
-        self.log.append(f"finish {self.number}")
+    def end(self) -> BaseException | None:
+        assert not self.is_working, "ended under its threads"
+        self.log.append(f"end {self.numbers[0]}")
+        return next((job.error for job in self.jobs if job.error), None)
 
-    def close(self) -> None:
-        assert not self.is_working, "closed under its thread"
-        self.log.append(f"close {self.number}")
+
+def groups_of(
+    count: int, log: list[str], working: Callable[[int], None] = lambda _: None, size: int = 5
+) -> list[Some]:
+    return [Some(range(start, min(start + size, count)), log, working) for start in range(0, count, size)]
 
 
 @pytest.mark.parametrize("count", [0, 1, 50])
-def test_jobs_finish_in_order_and_each_is_closed(count: int) -> None:
+def test_groups_end_in_order_and_each_item_is_worked_on(count: int) -> None:
     log: list[str] = []
-    assert in_order(range(count), lambda number: Recorded(number, log), 4) is None
-    assert log == [line for number in range(count) for line in (f"finish {number}", f"close {number}")]
+    worked: list[int] = []
+    groups = groups_of(count, log, worked.append)
+    with Crew(4, 2, is_alone=count == 1) as crew:
+        assert crew.run(groups) is None
+    assert sorted(worked) == list(range(count))
+    assert [line for line in log if line.startswith("end")] == [f"end {start}" for start in range(0, count, 5)]
+    assert [job.number for group in groups for job in group.taken] == list(range(count))
 
 
 @pytest.mark.parametrize("count", [1, 50])
-def test_the_first_failure_is_returned_and_nothing_is_begun_after_it(count: int) -> None:
+def test_the_first_failure_is_returned_and_little_is_begun_after_it(count: int) -> None:
+    log: list[str] = []
+    begun: list[int] = []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        if number >= count // 2:
+            raise MissingFile(f"number {number}")
+
+    with Crew(2, 1, is_alone=count == 1) as crew:
+        error = crew.run(groups_of(count, log, work))
+    assert str(error) == f"number {count // 2}"
+    assert sorted(begun) == list(range(len(begun))), "what was begun comes before what was not"
+    assert len(begun) <= count // 2 + 2
+    assert [line.replace("begin", "end") for line in log if "begin" in line] == [
+        line for line in log if "end" in line
+    ]
+
+
+def test_a_group_that_cannot_begin_ends_with_those_before_it() -> None:
     log: list[str] = []
 
-    def begin(number: int) -> Recorded:
-        return Recorded(number, log, failing if number == count // 2 else lambda: None)
+    class Refused(Some):
+        def begin(self) -> None:
+            super().begin()
+            raise BackendUnavailable("the catalog")
 
-    def failing() -> None:
-        raise MissingFile("half-way")
+        def end(self) -> BaseException | None:
+            return super().end()
 
-    error = in_order(range(count), begin, 2)
-    assert isinstance(error, MissingFile)
-    assert f"finish {count // 2}" not in log
-    closed = [line for line in log if line.startswith("close")]
-    assert len(closed) == len(set(closed)) <= count // 2 + 5
+    groups = [*groups_of(10, log), Refused([10], log), *groups_of(5, log)]
+    with Crew(2, 2) as crew:
+        assert isinstance(crew.run(groups), BackendUnavailable)
+    assert log == ["begin 0", "begin 5", "end 0", "begin 10", "end 5", "end 10"]
 
 
-def test_an_interrupt_closes_nothing_under_its_thread() -> None:
+def test_an_interrupt_ends_no_group_under_its_threads() -> None:
     """A descriptor that a thread still writes to may be another file's as soon as it is closed."""
     log: list[str] = []
+    begun: list[int] = []
     is_released = threading.Event()
 
     def interrupt_then_release() -> None:
-        while not log:  # until the caller waits for jobs, having begun as many as it may
+        while len(log) < 2 or len(begun) < 4:  # until the caller waits, having begun as many as it may
             threading.Event().wait(0.01)
-        _thread.interrupt_main()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         threading.Event().wait(0.1)
         is_released.set()
 
-    def wait() -> None:
+    def wait(number: int) -> None:
+        begun.append(number)
         is_released.wait(10)
-
-    def begin(number: int) -> Recorded:
-        if number == 7:
-            log.append("all begun")
-        return Recorded(number, log, wait)
 
     releasing = threading.Thread(target=interrupt_then_release)
     releasing.start()
-    with pytest.raises(KeyboardInterrupt):
-        in_order(range(100), begin, 4)
+    with pytest.raises(KeyboardInterrupt), Crew(4, 2) as crew:
+        crew.run(groups_of(100, log, wait))
     releasing.join()
-    assert sorted(log[1:]) == [f"close {number}" for number in range(8)]
+    assert log == ["begin 0", "begin 5", "end 0", "end 5"]
+    assert len(begun) == 4
 
 
 def test_items_are_made_one_ahead_and_the_source_is_closed() -> None:

@@ -1,82 +1,170 @@
-"""Several items at a time, in order, with a bound on how many are under way."""
+"""The items of a call on several threads: in groups, in order, with a bound on how many are under way."""
 
 from __future__ import annotations
 
 import contextlib
+import math
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
+J = TypeVar("J", bound="Job")
 
 
 class Job:
-    """One item's work: begun by its constructor and ended by `finish`, both on the calling thread.
+    """One item's work.
 
-    A step that a job does not have does nothing.
+    Attributes:
+        error: why it failed, if it did.
     """
 
-    def work(self) -> None:
-        """What may wait for others: done by another thread."""
-
-    def finish(self) -> None:
-        """What comes after, in the order of the items; not called when `work` failed."""
-
-    def close(self) -> None:
-        """Give back what the job holds; called once, whatever happened."""
+    error: BaseException | None = None
 
 
-def in_order(items: Iterable[Item], begin: Callable[[Item], Job], workers: int) -> BaseException | None:
-    """Do a job for each item, at most `workers` at a time.
+class Group(ABC):
+    """Some items of a call that take each step together.
 
-    Once a job has failed no further one is begun; those under way are completed.
-
-    Returns:
-        The error of the first job, in the order of the items, that failed.
+    Attributes:
+        number: of the group in its call, in order.
+        is_cut: whether `begin` found an item that cannot be done, and left it and those after it out.
     """
-    items = list(items)
-    first: BaseException | None = None
-    pending: deque[tuple[Job, Future[None]]] = deque()
 
-    def settle() -> None:
-        nonlocal first
-        job, done = pending[0]
-        error = done.exception()  # interrupted here, the job stays pending: its thread still uses what it holds
-        pending.popleft()
+    number = 0
+    is_cut = False
+
+    @abstractmethod
+    def begin(self) -> None:
+        """What comes first, on the calling thread; not called once an item of an earlier group has failed."""
+
+    @abstractmethod
+    def work(self, crew: Crew) -> None:
+        """What may wait for others, on another thread, most of it by the crew's."""
+
+    @abstractmethod
+    def end(self) -> BaseException | None:
+        """What comes last, on the calling thread, also after an interrupt; what failed first, if anything did.
+
+        Called once for each group that `begin` was called for, however far that came.
+        """
+
+
+@dataclass
+class _UnderWay:
+    group: Group
+    working: Future[None] | None = None
+    lock: Lock = field(default_factory=Lock)
+    is_over: bool = False
+
+
+class Crew:
+    """Threads for one call; as a context, at whose end they have ended.
+
+    Args:
+        workers: how many items may be worked on at a time.
+        groups: how many groups may be under way at a time.
+        is_alone: whether there is one item: then all is done by the calling thread.
+    """
+
+    def __init__(self, workers: int, groups: int, *, is_alone: bool = False) -> None:
+        self._workers, self._groups = workers, groups
+        self._pool: Executor = _Here() if is_alone else ThreadPoolExecutor(workers)
+        self._leaders: Executor = _Here() if is_alone else ThreadPoolExecutor(groups)
+        self._failed = math.inf  # the first group of which an item has
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leaders.shutdown()
+        self._pool.shutdown()
+
+    def run(self, groups: Iterable[Group]) -> BaseException | None:
+        """Do the groups. Once an item has failed no further one is begun; those under way are completed.
+
+        Returns:
+            The error of the first item, in order, that failed.
+        """
+        under_way: deque[_UnderWay] = deque()
+        errors: list[BaseException | None] = []
+        refused: Exception | None = None
         try:
-            if error is None:
-                job.finish()
-        except Exception as failure:
-            error = failure
-        finally:
-            job.close()
-        first = first or error
+            for number, group in enumerate(groups):
+                group.number = number
+                under_way.append(_UnderWay(group))
+                try:
+                    group.begin()
+                except Exception as error:
+                    refused = error
+                    break
+                under_way[-1].working = self._leaders.submit(self._lead, under_way[-1])
+                if len(under_way) == self._groups:
+                    errors.append(self._end(under_way))
+                if self._failed < math.inf or group.is_cut or any(errors):
+                    break
+            errors += self._end_all(under_way)
+        except BaseException:
+            self._failed = -1
+            self._end_all(under_way)
+            raise
+        return next(filter(None, [*errors, refused]), None)
 
-    refused: Exception | None = None
-    with contextlib.ExitStack() as stack:
-        stack.callback(_close_all, pending)  # after the threads have ended
-        pool: Executor = stack.enter_context(_Here() if len(items) == 1 else ThreadPoolExecutor(workers))
-        stack.callback(pool.shutdown, cancel_futures=True)  # an interrupt need not wait for what has not begun
-        for item in items:
-            if len(pending) == 2 * workers:
-                settle()
-            if first is not None:
-                break
-            try:
-                job = begin(item)
-            except Exception as error:
-                refused = error
-                break
-            pending.append((job, pool.submit(job.work)))
-        while pending:
-            settle()
-    return first or refused
+    def _lead(self, entry: _UnderWay) -> None:
+        with entry.lock:
+            if not entry.is_over and entry.group.number <= self._failed:
+                entry.group.work(self)
 
+    def _end(self, under_way: deque[_UnderWay]) -> BaseException | None:
+        entry = under_way[0]
+        failure = entry.working.exception() if entry.working else None
+        with entry.lock:  # interrupted as it was handed over, it may be worked on, or be about to
+            entry.is_over = True
+        under_way.popleft()  # not before: interrupted until here, its threads may be at it
+        try:
+            return entry.group.end() or failure
+        except Exception as error:
+            return error
 
-def _close_all(pending: Iterable[tuple[Job, object]]) -> None:
-    for job, _ in pending:
-        job.close()
+    def _end_all(self, under_way: deque[_UnderWay]) -> list[BaseException | None]:
+        return [self._end(under_way) for _ in range(len(under_way))]
+
+    def each(
+        self, group: Group, step: Callable[[J], object], jobs: Sequence[J], *, whatever: bool = False
+    ) -> list[J]:
+        """Take a step with the jobs of a group, several at a time.
+
+        Once one has failed, no further one is begun: those that were begun come before those that were not.
+
+        Args:
+            whatever: go on after a failure: for what is half done.
+
+        Returns:
+            The jobs that it was taken with.
+        """
+        remaining, taken = iter(jobs), set[J]()
+        has_failed = False
+
+        def some() -> None:
+            nonlocal has_failed
+            while whatever or not (has_failed or self._failed < group.number):
+                job = next(remaining, None)
+                if job is None:
+                    return
+                try:
+                    step(job)
+                    taken.add(job)
+                except (KeyboardInterrupt, SystemExit):
+                    raise
+                except BaseException as error:  # Rust panics among them
+                    job.error, has_failed = error, True
+                    self._failed = min(self._failed, group.number)
+
+        wait([self._pool.submit(some) for _ in range(min(self._workers, len(jobs)))])
+        return [job for job in jobs if job in taken]
 
 
 def one_ahead(source: Generator[Item, None, None]) -> Generator[Item, None, None]:

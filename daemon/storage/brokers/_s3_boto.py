@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_plus
-from xml.etree import ElementTree
 
 import boto3
 from boto3.s3.transfer import TransferConfig
@@ -27,8 +26,10 @@ from botocore.session import Session as CoreSession
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
 from s3transfer.utils import S3_RETRYABLE_DOWNLOAD_ERRORS
 
+from storage.brokers._parallel import one_ahead
 from storage.brokers._s3_content import Stream
-from storage.brokers._s3_objects import Found, Listed, Objects, Source, Stored
+from storage.brokers._s3_listing import keys_of, objects_of, token_of
+from storage.brokers._s3_objects import Found, Objects, Source, Stored
 from storage.brokers._s3_settings import AccessKey, Endpoint, Settings
 from storage.brokers.broker import Readable
 from storage.exceptions import (
@@ -116,21 +117,42 @@ class BotoObjects(Objects):
 
     def pages(
         self, prefix: str, *, recursive: bool, after: str = "", page_size: int = 1000
-    ) -> Generator[list[Listed], None, None]:
+    ) -> Generator[list[tuple[str, int]], None, None]:
         query = _given(
             Prefix=prefix,
             Delimiter=None if recursive else "/",
             StartAfter=after or None,
             MaxKeys=min(page_size, 1000),
-            EncodingType="url",
         )
+        with contextlib.closing(one_ahead(self._bodies(query))) as bodies:
+            for body in bodies:
+                yield list(keys_of(body))
+
+    def _bodies(self, query: dict[str, Any]) -> Generator[bytes, None, None]:
+        """The answers to a ListObjectsV2, unread but for what the next is asked for with."""
         is_truncated = True
         while is_truncated:
             with self._asking() as connection:
-                page: Mapping[str, Any] = connection.client.list_objects_v2(Bucket=self._bucket, **query)
-            yield page["Listed"]
-            is_truncated = bool(page["NextContinuationToken"])
-            query["ContinuationToken"] = page["NextContinuationToken"]
+                page: Mapping[str, Any] = connection.client.list_objects_v2(
+                    Bucket=self._bucket, EncodingType="url", **query
+                )
+            yield page["Listing"]
+            query["ContinuationToken"] = token_of(page["Listing"])
+            is_truncated = bool(query["ContinuationToken"])
+
+    def listed(self, keys: Sequence[str]) -> dict[str, Found]:
+        wanted, found = set(keys), dict[str, Found]()
+        first, last = min(keys), max(keys)
+        query = _given(Prefix=os.path.commonprefix([first, last]))  # noqa: RUF071  # by characters: any is a prefix
+        if self.is_ordered():
+            query["StartAfter"] = first[:-1]
+        with contextlib.closing(self._bodies(query)) as bodies:
+            # What else begins so may be many more, and then a page holds few of those that are looked for.
+            for body in islice(bodies, len(keys) // 1000 + 2):
+                found |= {key: one for key, one in objects_of(body) if key in wanted}
+                if len(found) == len(wanted):
+                    break
+        return found
 
     def is_ordered(self) -> bool:
         # SeaweedFS lists directory by directory, and begins in the middle only right where no name begins another;
@@ -156,6 +178,10 @@ class BotoObjects(Objects):
                     raise MissingFile("there is no such object in the bucket") from error
                 raise
         return _found(found)
+
+    def look(self, key: str, listed: Found | None) -> Found:
+        del listed
+        return self.head(key, with_all=True)
 
     def _explain(self, connection: Connection) -> None:
         """Raise what is behind a failed HEAD, whose answer cannot say: a missing bucket, wrong credentials."""
@@ -336,7 +362,7 @@ def connect(endpoint: Endpoint) -> Connection:
     )
     _LOADER.search_paths[:] = dict.fromkeys(_LOADER.search_paths)  # each session adds boto3's
     client, creating = _client(session, endpoint), _client(session, endpoint)
-    client.meta.events.register("before-parse.s3.ListObjectsV2", _parse_listing)
+    client.meta.events.register("before-parse.s3.ListObjectsV2", _keep_listing)
     for operation in ("PutObject", "CompleteMultipartUpload", "CopyObject"):
         creating.meta.events.register(f"provide-client-params.s3.{operation}", _only_create)
     return Connection(session, client, creating)
@@ -366,29 +392,11 @@ def _only_create(params: dict[str, Any], **_: object) -> None:
     params["IfNoneMatch"] = "*"
 
 
-def _parse_listing(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
-    """Read a listing's keys and sizes by themselves: botocore's general parser takes six times as long."""
-    if response_dict["status_code"] != 200:
-        return
-    try:
-        listed, token = _listing(response_dict["body"])
-    except (ElementTree.ParseError, ValueError) as error:
-        raise BackendUnavailable("what answers at this address is no S3 service, or a broken one") from error
-    response_dict["body"] = b""
-    customized_response_dict.update(Listed=listed, NextContinuationToken=token)
-
-
-def _listing(body: bytes) -> tuple[list[Listed], str | None]:
-    root = ElementTree.fromstring(body)  # noqa: S314  # of the configured service
-    if not root.tag.endswith("ListBucketResult"):
-        raise ValueError(root.tag)
-    space = root.tag.removesuffix("ListBucketResult")
-    key_tag, size_tag = f"{space}Key", f"{space}Size"
-    found = root.findall(f"{space}Contents")
-    listed = [Listed(one.findtext(key_tag, ""), int(one.findtext(size_tag, ""))) for one in found]
-    if root.findtext(f"{space}EncodingType") == "url":  # some services do not know it, and tell keys as they are
-        listed = [Listed(unquote_plus(key) if "%" in key or "+" in key else key, size) for key, size in listed]
-    return listed, root.findtext(f"{space}NextContinuationToken")
+def _keep_listing(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
+    """Leave a listing as it came: botocore's general parser takes more time than all else."""
+    if response_dict["status_code"] == 200:
+        customized_response_dict["Listing"] = response_dict["body"]
+        response_dict["body"] = b""
 
 
 def _read_body(get: Callable[[], Mapping[str, Any]]) -> bytes:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from storage import linux
 from storage.brokers._parallel import Job
 from storage.brokers._s3_objects import Found, Objects, Source
-from storage.brokers._s3_run import Planned, Run
+from storage.brokers._s3_run import Planned
 from storage.brokers.broker import FileDownload, FileMove, FileUpload
 from storage.exceptions import AlreadyExists, BackendUnavailable, MissingFile, StorageError
 from storage.files import FILE_MODE, Directory, FileView
@@ -22,182 +24,194 @@ _NO_HEADER = re.compile(r"[^\x20-\x7e]")
 
 
 class Downloading(Job):
-    """A download into an unfinished file that the caller's identity opened beside its final name."""
+    """A download into an unfinished file that the caller's identity opened beside its final name.
 
-    def __init__(self, objects: Objects, view: FileView, download: FileDownload, key: str, *, overwrite: bool):
-        self._objects, self._view, self._key, self._overwrite = objects, view, key, overwrite
-        self._subject = f"download {quoted(download.file.file_path)} to local_path {quoted(download.local_path)}"
-        with os_errors(self._subject), view.acting(), contextlib.ExitStack() as stack:
-            self._parent, self._name = stack.enter_context(view.local_parent(download.local_path))
-            refuse_directory(self._parent, self._name)
-            if not overwrite:  # before anything is fetched
-                _refuse_present(self._parent, self._name)
-            self._file = stack.enter_context(contextlib.closing(Unfinished(self._parent)))
-            self._held = stack.pop_all()
+    Args:
+        parent: the directory of the final name.
+    """
 
-    def work(self) -> None:
-        with about(self._subject), os_errors(self._subject):
-            self._objects.get(self._key, self._file.fd)
-            os.fchmod(self._file.fd, FILE_MODE)
-            os.fsync(self._file.fd)
+    def __init__(self, objects: Objects, download: FileDownload, key: str, parent: Directory, *, overwrite: bool):
+        self.file, self.subject, self.parent = download.file, subject_of(download), parent
+        self._objects, self._key, self._overwrite = objects, key, overwrite
+        self._name = download.local_path.rpartition("/")[2]
+        refuse_directory(parent, self._name)
+        if not overwrite:  # before anything is fetched
+            _refuse_present(parent, self._name)
+        self._unfinished = Unfinished(parent)
 
-    def finish(self) -> None:
-        with os_errors(self._subject), self._view.acting():
-            self._file.publish(self._name, overwrite=self._overwrite)
-            self._parent.sync()
+    def fetch(self) -> None:
+        with about(self.subject), os_errors(self.subject):
+            self._objects.get(self._key, self._unfinished.fd)
+            os.fchmod(self._unfinished.fd, FILE_MODE)
+            linux.start_write_back(self._unfinished.fd)
+
+    def sync(self) -> None:
+        with os_errors(self.subject):
+            os.fsync(self._unfinished.fd)
+
+    def publish(self) -> None:
+        self._unfinished.publish(self._name, overwrite=self._overwrite)
 
     def close(self) -> None:
-        with self._view.leaving():
-            self._held.close()
+        self._unfinished.close()
 
 
 class Linking(Job):
-    """A download by a symbolic link into the mounted bucket."""
+    """A download by a symbolic link into the mounted bucket.
+
+    Args:
+        found: the file in the mounted bucket, at `target`.
+    """
 
     def __init__(
-        self, view: FileView, download: FileDownload, target: str, found: os.stat_result, *, overwrite: bool
+        self, download: FileDownload, parent: Directory, target: str, found: os.stat_result, *, overwrite: bool
     ):
-        self._found = found
-        self._view, self._local_path, self._target, self._overwrite = view, download.local_path, target, overwrite
-        self._subject = f"download {quoted(download.file.file_path)} to local_path {quoted(download.local_path)}"
+        self.file, self.subject, self.parent = download.file, subject_of(download), parent
+        self._found, self._target, self._overwrite = found, target, overwrite
+        self._name = download.local_path.rpartition("/")[2]
 
-    def finish(self) -> None:
-        with (
-            os_errors(self._subject),
-            self._view.acting(),
-            self._view.local_parent(self._local_path) as (parent, name),
-        ):
-            refuse_same_file(parent, name, self._found)
-            write_link(parent, name, self._target, overwrite=self._overwrite)
+    def publish(self) -> None:
+        refuse_same_file(self.parent, self._name, self._found)
+        write_link(self.parent, self._name, self._target, overwrite=self._overwrite)
+
+    def close(self) -> None:
+        pass
 
 
-class Uploading(Job):
+def subject_of(download: FileDownload) -> str:
+    """What a download is about, for errors."""
+    return f"download {quoted(download.file.file_path)} to local_path {quoted(download.local_path)}"
+
+
+class Changing(Job):
+    """The job of an item that is in the journal."""
+
+    file: ScaleFile
+    planned: Planned[Any]
+
+    def done(self) -> ScaleFile | None:
+        """The model as it is to be saved; None for nothing to save."""
+        raise NotImplementedError
+
+
+class Uploading(Changing):
     """An upload of a file that the caller's identity opened."""
 
     def __init__(
-        self, objects: Objects, view: FileView, run: Run[FileUpload], planned: Planned[FileUpload], key: str
+        self, objects: Objects, view: FileView, planned: Planned[FileUpload], key: str, *, overwrite: bool
     ):
-        self._objects, self._key, self._run, self._planned = objects, key, run, planned
-        upload = planned.item
-        self._file = upload.file
-        self._subject = f"upload {quoted(upload.file.file_path)} from local_path {quoted(upload.local_path)}"
+        self.planned, self.file = planned, planned.item.file
+        self._objects, self._key, self._overwrite = objects, key, overwrite
+        path, local_path = self.file.file_path, planned.item.local_path
+        self._subject = f"upload {quoted(path)} from local_path {quoted(local_path)}"
         with os_errors(self._subject), view.acting():
-            fd = view.open_local(upload.local_path)
-        self._source = Source(fd, os.fstat(fd).st_size, upload.file.media_type, planned.stamp)
+            fd = view.open_local(local_path)
+        self._source = Source(fd, os.fstat(fd).st_size, self.file.media_type, planned.stamp)
 
-    def work(self) -> None:
-        with about(self._subject), self._planned.asking():
-            self._objects.put(self._key, self._source, overwrite=self._run.overwrite)
+    def store(self) -> None:
+        with about(self._subject), self.planned.asking():
+            self._objects.put(self._key, self._source, overwrite=self._overwrite)
 
-    def finish(self) -> None:
-        self._file.file_size = self._source.size
-        self._file.is_deleted, self._file.deleted = False, None
-        self._run.done(self._planned, self._file)
+    def done(self) -> ScaleFile:
+        """The model, changed for what is stored."""
+        self.file.file_size = self._source.size
+        self.file.is_deleted, self.file.deleted = False, None
+        return self.file
 
     def close(self) -> None:
         os.close(self._source.fd)
 
 
-class Copying(Job):
-    """The first half of a move: a copy by the server, verified. The source is left for the broker to delete.
+class Copying(Changing):
+    """A move: a copy by the server, verified, before the group deletes the source.
 
     Attributes:
-        planned: the move.
         key, new_key: of the source and of the copy.
+        listed: what a listing tells of the object at `key`, and of the one at `new_key` once it is copied.
     """
 
-    def __init__(
-        self,
-        objects: Objects,
-        run: Run[FileMove],
-        planned: Planned[FileMove],
-        keys: tuple[str, str],
-        done: Callable[[Copying], None],
-    ):
-        self.planned = planned
-        self._move, self._size = planned.item, 0
+    def __init__(self, objects: Objects, planned: Planned[FileMove], keys: tuple[str, str], *, overwrite: bool):
+        self.planned, self.file = planned, planned.item.file
         self.key, self.new_key = keys
-        self._subject = f"move {quoted(self._move.file.file_path)} to {quoted(self._move.new_path)}"
-        self._objects, self._overwrite, self._done = objects, run.overwrite, done
+        self.listed: Found | None = None
+        self._subject = f"move {quoted(self.file.file_path)} to {quoted(planned.item.new_path)}"
+        self._objects, self._overwrite = objects, overwrite
+        self._found = Found(0, "")
 
-    def work(self) -> None:
+    def look(self) -> None:
         with about(self._subject):
-            found = self._objects.head(self.key, with_all=True)
-            self._size = found.size
-            if self.key != self.new_key:
-                with self.planned.asking():
-                    self._copy(found)
+            self._found = self._objects.look(self.key, self.listed)
 
-    def _copy(self, found: Found) -> None:
-        stamp = self.planned.stamp
-        self._objects.copy(self.key, found, self.new_key, overwrite=self._overwrite, stamp=stamp)
-        copied = self._objects.head(self.new_key)
-        if copied.size != found.size:
-            raise BackendUnavailable(
-                f"the copy has {copied.size} bytes instead of {found.size}; the source is kept"
-            )
+    def copy(self) -> None:
+        if self.key != self.new_key:
+            with about(self._subject), self.planned.asking():
+                self._objects.copy(
+                    self.key, self._found, self.new_key, overwrite=self._overwrite, stamp=self.planned.stamp
+                )
 
-    def finish(self) -> None:
-        self._done(self)
+    @property
+    def is_verified(self) -> bool:
+        """Whether the copy is known to be one already, so that nobody need ask."""
+        return self.key == self.new_key or (self.listed is not None and self.listed.size == self._found.size)
 
-    def moved(self) -> ScaleFile:
+    def verify(self) -> None:
+        with about(self._subject), self.planned.asking():
+            copied = self._objects.head(self.new_key)
+            if copied.size != self._found.size:
+                raise BackendUnavailable(
+                    f"the copy has {copied.size} bytes instead of {self._found.size}; the source is kept"
+                )
+
+    def done(self) -> ScaleFile:
         """The model, changed for its new place."""
-        file = self._move.file
-        file.file_path, file.file_size = self._move.new_path, self._size
-        file.file_name = file.file_path.rpartition("/")[2]
-        return file
+        self.file.file_path, self.file.file_size = self.planned.item.new_path, self._found.size
+        self.file.file_name = self.file.file_path.rpartition("/")[2]
+        return self.file
 
-    def kept(self, error: StorageError) -> StorageError:
-        """The error of the source's removal, with what it left. A copy that replaced nothing is taken away."""
+    def keep(self, error: StorageError) -> None:
+        """Fail, since the source could not be removed. A copy that replaced nothing is taken away."""
         self.planned.is_uncertain = isinstance(error, BackendUnavailable)
         left = "both are there"
         if not self._overwrite and not self._objects.delete([self.new_key]):
             left = "the copy was removed again"
-        return type(error)(f"{self._subject}: the source could not be removed, {left}: {error}")
+        self.error = type(error)(f"{self._subject}: the source could not be removed, {left}: {error}")
 
 
-class Looking(Job):
-    """Finds out, where asked, whether an object is there, before the broker deletes it.
+class Deleting(Changing):
+    """A deletion, done by the group.
 
     Attributes:
-        planned: the deletion.
-        is_there: true also where it was not asked.
+        is_there: whether there is something to delete; true also where it was not asked.
     """
 
-    def __init__(
-        self,
-        objects: Objects,
-        planned: Planned[ScaleFile],
-        key: str,
-        *,
-        is_asked: bool,
-        done: Callable[[Looking], None],
-    ):
-        self.planned, self.key, self.is_there = planned, key, True
-        self._objects, self._file, self._is_asked, self._done = objects, planned.item, is_asked, done
-        self._size = self._file.file_size
+    def __init__(self, objects: Objects, planned: Planned[ScaleFile], key: str, *, is_recorded: bool):
+        self.planned, self.file, self.key, self.is_there = planned, planned.item, key, True
+        self._objects, self._is_recorded, self._size = objects, is_recorded, self.file.file_size
 
-    def work(self) -> None:
-        if self._is_asked:
-            with about(f"delete {quoted(self._file.file_path)}"):
-                try:
-                    self._size = self._objects.head(self.key).size
-                except MissingFile:
-                    self.is_there = False
+    @property
+    def is_asked(self) -> bool:
+        """S3 does not say whether there was anything to delete, and a file never saved gets a record only then."""
+        return self._is_recorded and self.file.id is None
 
-    def finish(self) -> None:
-        self._done(self)
+    def look(self) -> None:
+        with about(f"delete {quoted(self.file.file_path)}"):
+            try:
+                self._size = self._objects.head(self.key).size
+            except MissingFile:
+                self.is_there = False
 
-    def deleted(self) -> ScaleFile:
-        """The model, changed for a file that is no more."""
-        self._file.file_size = self._size
-        self._file.set_deleted()
-        return self._file
+    def done(self) -> ScaleFile | None:
+        """The model, changed for a file that is no more, if it is to be saved."""
+        if not self._is_recorded or not self.is_there:
+            return None
+        self.file.file_size = self._size
+        self.file.set_deleted()
+        return self.file
 
-    def kept(self, error: StorageError) -> StorageError:
-        """The error of the deletion, with what it is about."""
+    def keep(self, error: StorageError) -> None:
+        """Fail, since it could not be deleted."""
         self.planned.is_uncertain = isinstance(error, BackendUnavailable)
-        return type(error)(f"delete {quoted(self._file.file_path)}: {error}")
+        self.error = type(error)(f"delete {quoted(self.file.file_path)}: {error}")
 
 
 def check_media_type(file: ScaleFile) -> None:

@@ -35,13 +35,6 @@ class Stored(NamedTuple):
     etag: str
 
 
-class Listed(NamedTuple):
-    """A listed key and the size of its object in bytes."""
-
-    key: str
-    size: int
-
-
 class Source(NamedTuple):
     """An open file whose first `size` bytes are to be stored. Closed by who opened it.
 
@@ -66,8 +59,8 @@ class Objects(Protocol):
 
     def pages(
         self, prefix: str, *, recursive: bool, after: str = "", page_size: int = 1000
-    ) -> Generator[list[Listed], None, None]:
-        """The objects whose keys begin with `prefix` and sort after the key `after`.
+    ) -> Generator[list[tuple[str, int]], None, None]:
+        """Key and size in bytes of the objects whose keys begin with `prefix` and sort after the key `after`.
 
         Not recursive: only those without a further `/`.
         """
@@ -80,6 +73,19 @@ class Objects(Protocol):
 
         Raises:
             MissingFile: there is none.
+        """
+
+    def look(self, key: str, listed: Found | None) -> Found:
+        """The object at `key` with all that is known of it, some of which `listed` may tell.
+
+        Raises:
+            MissingFile: there is none.
+        """
+
+    def listed(self, keys: Sequence[str]) -> dict[str, Found]:
+        """Size, entity tag and storage class of the objects at these keys, as few requests tell them.
+
+        One that is not in it may be there all the same.
         """
 
     def put(self, key: str, source: Source, *, overwrite: bool) -> None:

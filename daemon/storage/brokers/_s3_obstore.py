@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +21,7 @@ import obstore
 from obstore.auth.boto3 import Boto3CredentialProvider
 from obstore.store import S3Store
 
+from storage import linux
 from storage.brokers._s3_boto import (
     CONNECT_TIMEOUT_S,
     LARGEST_COPY_BYTES,
@@ -43,6 +46,10 @@ R = TypeVar("R")
 
 _STREAM_BYTES = 1024 * 1024
 _PARTS_AT_ONCE = 6
+
+# Of objects above this size fewer are in memory at a time than there are workers.
+_LITTLE_BYTES = 256 * 1024
+_MIDDLING_AT_ONCE = 16
 _PID = os.getpid()
 
 
@@ -56,6 +63,7 @@ class ObstoreObjects(BotoObjects):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._settings = settings
+        self._middling = threading.BoundedSemaphore(_MIDDLING_AT_ONCE)
 
     def head(self, key: str, *, with_all: bool = False) -> Found:
         def slow() -> Found:
@@ -67,12 +75,27 @@ class ObstoreObjects(BotoObjects):
 
         return slow() if with_all else _first(fast, slow)
 
+    def look(self, key: str, listed: Found | None) -> Found:
+        # It tells neither the storage class nor how an object is encrypted, hence not if its tag is a digest.
+        def fast() -> Found:
+            if listed is None:
+                raise _Unsuited("the storage class is not known")
+            found = obstore.get(self._store(), key, options={"head": True})
+            stamp, etag = found.attributes.get(STAMP, ""), (found.meta["e_tag"] or "").strip('"')
+            if not stamp or (etag, found.meta["size"]) != (listed.etag, listed.size):
+                raise _Unsuited("it is not known by a stamp, or not the one that was listed")
+            return listed._replace(stamp=stamp, modified=found.meta["last_modified"])
+
+        return _first(fast, lambda: super(ObstoreObjects, self).look(key, listed))
+
     def put(self, key: str, source: Source, *, overwrite: bool) -> None:
         def slow() -> None:
             super(ObstoreObjects, self).put(key, source, overwrite=overwrite)
 
         def fast() -> None:
-            obstore.put(self._store(), key, read_all(source), attributes=attributes, use_multipart=False)
+            with self._held(source.size):
+                content = read_all(source)
+                obstore.put(self._store(), key, content, attributes=attributes, use_multipart=False)
 
         # A large object costs its bytes, not its requests; and boto3 removes the parts of an upload that fails.
         if source.size > SMALL_BYTES or not overwrite:
@@ -88,9 +111,10 @@ class ObstoreObjects(BotoObjects):
         def fast() -> int:
             result = obstore.get(self._store(), key)
             size = result.meta["size"]
-            _write(result, fd, 0, min(size, PART_BYTES))
-            if size > PART_BYTES:
-                self._get_rest(key, result.meta["e_tag"], fd, size)
+            with self._held(size):
+                _write(result, fd, 0, min(size, PART_BYTES))
+                if size > PART_BYTES:
+                    self._get_rest(key, result.meta["e_tag"], fd, size)
             return size
 
         return _first(fast, lambda: super(ObstoreObjects, self).get(key, fd))
@@ -104,6 +128,7 @@ class ObstoreObjects(BotoObjects):
             end = min(start + PART_BYTES, size)
             result = obstore.get(self._store(), key, options={"range": (start, end), "if_match": etag})
             _write(result, fd, start, end)
+            linux.start_write_back(fd)  # else the fsync at the end waits for nearly all of it
 
         with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
             parts = [pool.submit(part, start) for start in range(PART_BYTES, size, PART_BYTES)]
@@ -133,6 +158,15 @@ class ObstoreObjects(BotoObjects):
         if not overwrite or not is_standard or not is_known or found.size > LARGEST_COPY_BYTES:
             return slow()
         return _first(lambda: obstore.copy(self._store(), key, new_key), slow)
+
+    @contextmanager
+    def _held(self, size: int) -> Iterator[None]:
+        """Around what holds an object, or parts of it, in memory."""
+        if size <= _LITTLE_BYTES:
+            yield
+            return
+        with self._large if size > PART_BYTES else self._middling:
+            yield
 
     def _store(self) -> S3Store:
         endpoint = self._settings.endpoint

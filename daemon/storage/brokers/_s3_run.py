@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from storage import journal
-from storage.exceptions import BackendUnavailable
+from storage.exceptions import BackendUnavailable, StorageError
 from storage.journal import Intent
 from storage.models import ScaleFile
 
@@ -39,8 +39,8 @@ class Planned(Generic[Item]):
         """Around requests that change something. A service that fails in them leaves open whether it did it."""
         try:
             yield
-        except BackendUnavailable:
-            self.is_uncertain = True
+        except BaseException as error:
+            self.is_uncertain = isinstance(error, BackendUnavailable) or not isinstance(error, StorageError)
             raise
 
 
@@ -75,19 +75,42 @@ class Run(Generic[Item]):
         self._done: dict[Planned[Item], ScaleFile | None] = {}
 
     def __enter__(self) -> Run[Item]:
-        journal.begin([planned.intent for planned in self.items if planned.intent])
+        self.begin()
         return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.record(is_known=error is None)
+
+    def cut(self, at: int, error: Exception) -> None:
+        """Before `begin`, leave out the items from this place on: `error` keeps the first from being done."""
+        del self.items[at:]
+        self.refused = error
+
+    def begin(self) -> None:
+        """Write down what will be done with the items.
+
+        Raises:
+            BackendUnavailable: the catalog cannot be used now; nothing must be changed then.
+        """
+        journal.begin([planned.intent for planned in self.items if planned.intent])
 
     def done(self, planned: Planned[Item], file: ScaleFile | None) -> None:
         """Record at the end that an item is done, with its changed model if there is one to save."""
         self._done[planned] = file
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def record(self, *, is_known: bool = True) -> None:
+        """Save the models of what is done, and close the journal of what is known.
+
+        Args:
+            is_known: whether what was not done has changed nothing, but for what is said to be uncertain.
+
+        Raises:
+            BackendUnavailable: the catalog cannot be used now; the journal keeps all.
+        """
         done = [planned.intent for planned in self._done if planned.intent]
         others = [planned for planned in self.items if planned not in self._done]
-        # Interrupted, nobody knows.
-        kept = [planned.intent for planned in others if planned.intent and (planned.is_uncertain or error)]
-        dropped = [planned.intent for planned in others if planned.intent and planned.intent not in kept]
+        kept = [each.intent for each in others if each.intent and (each.is_uncertain or not is_known)]
+        dropped = [each.intent for each in others if each.intent and is_known and not each.is_uncertain]
         journal.finish([file for file in self._done.values() if file], done, dropped, kept)

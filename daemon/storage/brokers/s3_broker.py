@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
-from storage.brokers._parallel import Job, in_order, one_ahead
+from storage.brokers._parallel import Crew, Group
 from storage.brokers._s3_content import ObjectContent
-from storage.brokers._s3_jobs import Copying, Downloading, Linking, Looking, Uploading, about, check_media_type
+from storage.brokers._s3_groups import REQUESTS, TRANSFERS, Deletions, Downloads, Moves, Uploads
+from storage.brokers._s3_jobs import Copying, Deleting, Uploading, about, check_media_type
 from storage.brokers._s3_look_back import verdict_on
 from storage.brokers._s3_objects import Found, Objects
 from storage.brokers._s3_run import Planned, Run
@@ -39,8 +40,10 @@ from storage.os_errors import quoted
 
 Item = TypeVar("Item")
 
-_WORKERS = 16
-_ITEMS_AT_ONCE = 1000
+_WORKERS = 48
+_GROUPS = 2
+_LOOK_BACKS = 16
+_ITEMS_AT_ONCE = 10_000
 
 # Chooses the SDK of the bulk path: `obstore`, or `boto3` for all.
 BULK_VARIABLE = "BROKERVOL_S3_BULK"
@@ -63,6 +66,7 @@ class S3Broker(Broker):
     """
 
     keeps_journal = True
+    tells_outcomes = True
 
     def __init__(self) -> None:
         super().__init__("s3")
@@ -121,9 +125,9 @@ class S3Broker(Broker):
         pages = objects.pages(above + prefix, recursive=recursive, after=start, page_size=page_size)
         with (
             about(f"list {quoted(prefix)}" if prefix else "list the workspace"),
-            contextlib.closing(one_ahead(pages)) as ahead,
+            contextlib.closing(pages),
         ):
-            for page in ahead:
+            for page in pages:
                 for key, size in page:
                     path = key[len(above) :]
                     if is_file_path(path):  # else no other operation would accept it
@@ -132,14 +136,22 @@ class S3Broker(Broker):
     def download_files(self, volume_path: str | None, file_downloads: Sequence[FileDownload]) -> None:
         objects = self._configured().objects
 
-        def begin(download: FileDownload) -> Job:
-            key = self._key(download.file.file_path)
-            check_local_path(download.local_path)
-            if download.partial and (linked := self._linked(volume_path, key)) is not None:
-                return Linking(self.view, download, *linked, overwrite=self.overwrite)
-            return Downloading(objects, self.view, download, key, overwrite=self.overwrite)
+        def linked(download: FileDownload, key: str) -> tuple[str, os.stat_result] | None:
+            return self._linked(volume_path, key) if download.partial else None
 
-        _raise(in_order(file_downloads, begin, _WORKERS))
+        def group(some: Sequence[FileDownload]) -> Downloads:
+            told, overwrite = self.outcomes, self.overwrite
+            return Downloads(
+                objects, self.view, some, key=self._key, linked=linked, outcomes=told, overwrite=overwrite
+            )
+
+        with self._crew(file_downloads) as crew:
+            _raise(crew.run(map(group, _chunks(file_downloads, TRANSFERS))))
+
+    def _crew(self, items: Sequence[object]) -> Crew:
+        # Where each item's end is told, what comes before it must have ended, too.
+        groups = 1 if self.outcomes is not None else _GROUPS
+        return Crew(_WORKERS, groups, is_alone=len(items) <= 1)
 
     def _linked(self, volume_path: str | None, key: str) -> tuple[str, os.stat_result] | None:
         """The object's path and status in the volume that shows the bucket; None where it is not to be seen."""
@@ -161,15 +173,28 @@ class S3Broker(Broker):
         del volume_path
         objects = self._configured().objects
         require_catalog()
-        for some in _apart(file_uploads, lambda upload: {upload.file.file_path}):
-            run = Run(some, self._check_upload, self._planned_upload, overwrite=self.overwrite)
 
-            def begin(planned: Planned[FileUpload], run: Run[FileUpload] = run) -> Job:
-                return Uploading(objects, self.view, run, planned, self._key(planned.item.file.file_path))
+        def job(planned: Planned[FileUpload]) -> Uploading:
+            key = self._key(planned.item.file.file_path)
+            return Uploading(objects, self.view, planned, key, overwrite=self.overwrite)
 
-            with run:
-                error = in_order(run.items, begin, _WORKERS)
-            _raise(error, run.refused)
+        def group(uploads: Sequence[FileUpload]) -> Uploads:
+            run = Run(uploads, self._check_upload, self._planned_upload, overwrite=self.overwrite)
+            return Uploads(objects, run, job, self.outcomes)
+
+        self._change(file_uploads, lambda upload: {upload.file.file_path}, group, TRANSFERS)
+
+    def _change(
+        self,
+        items: Sequence[Item],
+        paths: Callable[[Item], set[str]],
+        group: Callable[[Sequence[Item]], Group],
+        size: int,
+    ) -> None:
+        """Do the items in groups of this size; those that touch a path of an earlier one, when that is done."""
+        for some in _apart(items, paths):
+            with self._crew(some) as crew:
+                _raise(crew.run(map(group, _chunks(some, size))))
 
     def _check_upload(self, upload: FileUpload) -> None:
         self._key(upload.file.file_path)
@@ -182,14 +207,8 @@ class S3Broker(Broker):
 
     def move_files(self, volume_path: str | None, file_moves: Sequence[FileMove]) -> None:
         del volume_path
-        require_catalog()
-        for some in _apart(file_moves, lambda move: {move.file.file_path, move.new_path}):
-            self._move(some)
-
-    def _move(self, moves: Sequence[FileMove]) -> None:
-        """Copy and verify, then delete the sources of what was copied, then save."""
         objects = self._configured().objects
-        copied: list[Copying] = []
+        require_catalog()
 
         def check(move: FileMove) -> None:
             self._key(move.file.file_path)
@@ -199,29 +218,20 @@ class S3Broker(Broker):
         def plan(move: FileMove) -> Intent:
             return intent_of("move", move.file, move.new_path, item=self.keyed.get(id(move.file)))
 
-        def begin(planned: Planned[FileMove]) -> Job:
+        def job(planned: Planned[FileMove]) -> Copying:
             keys = self._key(planned.item.file.file_path), self._key(planned.item.new_path)
-            return Copying(objects, run, planned, keys, copied.append)
+            return Copying(objects, planned, keys, overwrite=self.overwrite)
 
-        with Run(moves, check, plan, overwrite=self.overwrite) as run:
-            error = in_order(run.items, begin, _WORKERS)
-            failed = objects.delete([copy.key for copy in copied if copy.key != copy.new_key])
-            for copy in copied:
-                if copy.key not in failed:
-                    run.done(copy.planned, copy.moved())
-            kept = [copy.kept(failed[copy.key]) for copy in copied if copy.key in failed]
-        _raise(*kept, error, run.refused)
+        def group(moves: Sequence[FileMove]) -> Moves:
+            return Moves(objects, Run(moves, check, plan, overwrite=self.overwrite), job, self.outcomes)
+
+        self._change(file_moves, lambda move: {move.file.file_path, move.new_path}, group, REQUESTS)
 
     def delete_files(self, volume_path: str | None, files: Sequence[ScaleFile], update_model: bool = True) -> None:
         del volume_path
+        objects = self._configured().objects
         if update_model:
             require_catalog()
-        for some in _apart(files, lambda file: {file.file_path}):
-            self._delete(some, update_model)
-
-    def _delete(self, files: Sequence[ScaleFile], update_model: bool) -> None:
-        objects = self._configured().objects
-        found: list[Looking] = []
 
         def check(file: ScaleFile) -> None:
             self._key(file.file_path)
@@ -236,20 +246,13 @@ class S3Broker(Broker):
             intent.is_recorded = update_model
             return intent
 
-        def begin(planned: Planned[ScaleFile]) -> Job:
-            # S3 does not say whether there was anything to delete, and a file never saved gets a record only then.
-            key, is_asked = self._key(planned.item.file_path), update_model and planned.item.id is None
-            return Looking(objects, planned, key, is_asked=is_asked, done=found.append)
+        def job(planned: Planned[ScaleFile]) -> Deleting:
+            return Deleting(objects, planned, self._key(planned.item.file_path), is_recorded=update_model)
 
-        with Run(files, check, plan) as run:
-            error = in_order(run.items, begin, _WORKERS)
-            failed = objects.delete([looked.key for looked in found if looked.is_there])
-            for looked in found:
-                if looked.key not in failed:
-                    is_record = update_model and looked.is_there
-                    run.done(looked.planned, looked.deleted() if is_record else None)
-            kept = [looked.kept(failed[looked.key]) for looked in found if looked.key in failed]
-        _raise(*kept, error, run.refused)
+        def group(some: Sequence[ScaleFile]) -> Deletions:
+            return Deletions(objects, Run(some, check, plan), job, self.outcomes)
+
+        self._change(files, lambda file: {file.file_path}, group, REQUESTS)
 
     def look_back(self, volume_path: str | None, intents: Sequence[Intent]) -> list[Verdict | StorageError]:
         del volume_path
@@ -262,7 +265,7 @@ class S3Broker(Broker):
             except StorageError as error:
                 return error
 
-        with ThreadPoolExecutor(_WORKERS) as pool:
+        with ThreadPoolExecutor(_LOOK_BACKS) as pool:
             return list(pool.map(look, intents))
 
     def open_file(self, volume_path: str | None, file: ScaleFile) -> Content:
@@ -362,11 +365,14 @@ def _apart(items: Sequence[Item], paths: Callable[[Item], set[str]]) -> Iterator
         yield run
 
 
+def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
 def _subject(operation: str, file: ScaleFile) -> str:
     return f"{operation} {quoted(file.file_path)}"
 
 
-def _raise(*errors: BaseException | None) -> None:
-    """Raise the first error, if there is one."""
-    for error in filter(None, errors):
+def _raise(error: BaseException | None) -> None:
+    if error is not None:
         raise error
