@@ -8,7 +8,7 @@ ARGS ?=
 STEPS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo pictures docs bench bench-quick fuzz soak plugin install release lock check root tools lab clean
+.PHONY: help test demo pictures docs bench bench-quick plots fuzz soak plugin install release lock check root tools lab clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,8 +29,11 @@ docs: $(SITE) ## make the site of docs/ in build/site; a warning is an error
 bench: $(RIVALS) ## measure ours beside its rivals, for some ten minutes (see make bench ARGS=--help)
 	@PYTHONPATH=tests:plugin $(BIN)/python -m bench $(ARGS)
 
-bench-quick: $(RIVALS) ## the same with a tenth of the work, in less than 3 minutes
+bench-quick: $(RIVALS) ## the same with a tenth of the work, twice instead of three times
 	@PYTHONPATH=tests:plugin $(BIN)/python -m bench --quick $(ARGS)
+
+plots: $(READY) ## draw docs/pictures/growth-*.svg anew, of the last make bench
+	@PYTHONPATH=tests $(BIN)/python -m bench.plot build/bench.json docs/pictures
 
 fuzz: root $(READY) ## 200,000 hostile requests against the real sidecar (see make fuzz ARGS=--help)
 	@PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bench import calls, driver, files, memory, nfs, plugin, s3, sidecar_calls
+from bench import calls, driver, files, growth, memory, nfs, plugin, s3, sidecar_calls
 from bench.frame import as_json, noise, table
 from bench.session import Session, Sizes, progress
 from lab.directories import temporary_directory
@@ -29,8 +29,10 @@ SECTIONS: dict[str, Callable[[Session], None]] = {
     "s3": s3.measure,
     "files": files.measure,
     "memory": memory.measure,
+    "growth": growth.measure,
 }
-_QUICK = 0.1
+_REPEAT, _SCALE = 3, 1.0
+_QUICK_REPEAT, _QUICK_SCALE = 2, 0.1
 
 _EPILOG = """\
 The contenders of a case take turns, in every second repetition in the reverse order; what one left unwritten is
@@ -40,10 +42,11 @@ Nothing is judged: the targets stand beside the figures, and docs/performance.md
 
 examples:
   make bench                                          all of it, on a quiet machine
-  make bench-quick                                    a tenth of the sizes
+  make bench-quick                                    a tenth of the sizes, twice
   make bench ARGS='--section driver --section nfs'    as root: what needs an engine or a machine of its own
   make bench ARGS='--section s3 --scale 0.5 --repeat 5'
   make bench ARGS='--section memory --large'          also a move beyond 5 GiB, which S3 copies in parts
+  make bench ARGS='--section growth --large'          also a listing of a million files
 """
 
 
@@ -121,13 +124,17 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--section", action="append", choices=SECTIONS, help="one of them; may be given again; all if left out"
     )
-    parser.add_argument("--repeat", type=_count, default=3, help="repetitions of each case (3)")
-    parser.add_argument("--scale", type=_factor, default=1.0, help="times the sizes of all cases (1.0)")
+    parser.add_argument("--repeat", type=_count, help=f"repetitions of each case ({_REPEAT})")
+    parser.add_argument("--scale", type=_factor, help=f"times the sizes of all cases ({_SCALE})")
     parser.add_argument(
-        "--quick", action="store_const", const=_QUICK, dest="scale", help=f"the same as --scale {_QUICK}"
+        "--quick",
+        action="store_true",
+        help=f"--scale {_QUICK_SCALE} --repeat {_QUICK_REPEAT}, unless said otherwise",
     )
     parser.add_argument(
-        "--large", action="store_true", help="memory: also a move beyond 5 GiB (10 GiB more of disk)"
+        "--large",
+        action="store_true",
+        help="memory: also a move beyond 5 GiB (10 GiB more of disk); listings of a million files",
     )
     parser.add_argument(
         "--directory",
@@ -138,7 +145,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--json", type=Path, default=Path("build/bench.json"), help="for the results (build/bench.json)"
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.repeat = options.repeat or (_QUICK_REPEAT if options.quick else _REPEAT)
+    options.scale = options.scale or (_QUICK_SCALE if options.quick else _SCALE)
+    return options
 
 
 def _count(text: str) -> int:

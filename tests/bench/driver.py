@@ -22,7 +22,7 @@ from storage.definitions import Definition, DefinitionStore, definitions_path, u
 
 VOLUMES = 10_000
 
-_STEPS_OF_GROWTH = (10, 1_000, VOLUMES)
+_STEPS_OF_GROWTH = (10, 100, 1_000, VOLUMES)
 _ANSWERS_A_MOUNT = 5  # so many times as many calls that only ask
 _LISTS_A_MOUNT = 0.05
 

@@ -172,7 +172,8 @@ def noise(outcomes: Sequence[Outcome], calls: Sequence[Calls] = ()) -> str:
         for each in calls
         for name, rounds in each.samples.items()
     ]
-    if all(repetitions < 2 for _, _, repetitions in spreads):
+    spreads = [each for each in spreads if each[2] > 1]
+    if not spreads:
         return "noise: unknown, nothing was repeated"
     middle, (most, where, _) = statistics.median(spread for spread, _, _ in spreads), max(spreads)
     return (

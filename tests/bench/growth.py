@@ -1,99 +1,108 @@
-"""The process whose memory is measured: `memory.py` starts one for each figure.
+"""Growth: what a thousand, ten thousand and a hundred thousand files cost, through one sidecar over its socket.
 
-It reads one JSON object, the task, and answers with one: by how many bytes its resident memory grew, from when all
-was ready to the highest while it worked.
+What volumes cost, up to ten thousand, the driver's section measures. `plot.py` draws both.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import sys
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from bench.session import exhaust
-from storage import catalog
-from storage.brokers.broker import Broker, FileDownload, FileMove, FileUpload
-from storage.brokers.factory import get_broker
-from storage.models import ScaleFile
+from bench.frame import Case, Contender, Figure
+from bench.resident import highest, watched
+from bench.session import Session, Tree, progress
+from lab.processes import Running
+from lab.sidecar import self_sidecar
+from lab.unix_http import UnixConnection
 
-Work = Callable[[], object]
+_FILES_A_BATCH = 10_000
+_TIMEOUT_S = 600
+_TARGET_MB = 20
+_LISTED = "names and sizes, as lines"
+_CHANGED = f"batches of {_FILES_A_BATCH:,}, durable; journal, catalog, audit"
 
 
-def main() -> None:
-    """Do the task that standard input names."""
-    task: dict[str, Any] = json.load(sys.stdin)
-    opened = catalog.configure(task["catalog"])
+def measure(session: Session) -> None:
+    """Measure everything of this section; nothing is deleted before all is there."""
+    directory = session.new_directory("growth")
+    data = directory / "data"
+    data.mkdir()
+    most = session.sizes.keys
+    steps = sorted({max(1, most // part) for part in (100, 10, 1)})
+    with self_sidecar(directory, {"data": {"broker": {"type": "host", "host_path": str(data)}}}) as sidecar:
+        _measure_listings(session, sidecar, data, [*steps, *([10 * most] if session.is_large else [])])
+        batches = [_Batches(sidecar, session.small_files(f"growth-{count}", count)) for count in steps]
+        for each in batches:
+            session.race("growth", each.case("upload", Contender("ours", each.upload, _CHANGED)), repeat=1)
+        for each in batches:
+            session.race("growth", each.case("delete", Contender("ours", each.delete, _CHANGED)), repeat=1)
+
+
+def _measure_listings(session: Session, sidecar: Running, data: Path, steps: list[int]) -> None:
+    listings = [_Listing(sidecar, data / f"listed-{count}", count) for count in steps]
+    before = watched(sidecar.pid)
+    for each in listings:
+        name = f"list {each.count:,} files"
+        session.race("growth", Case(name, each.count, "files", Contender("ours", each.ask, _LISTED), []))
+    grown_mb = (highest(sidecar.pid) - before) / 1e6
+    session.note(
+        Figure("growth", f"memory, {name}", grown_mb, _TARGET_MB, "MB", "of the sidecar, since its start")
+    )
+
+
+class _Listing:
+    """A directory of so many empty files, a thousand in each below it."""
+
+    def __init__(self, sidecar: Running, directory: Path, count: int) -> None:
+        self.count = count
+        self._sidecar, self._prefix = sidecar, f"{directory.name}/"
+        progress(f"making {count:,} files to be listed")
+        for number in range(count):
+            if number % 1000 == 0:
+                (below := directory / f"{number // 1000:04}").mkdir(parents=True)
+            os.close(os.open(f"{below}/{number:07}.dat", os.O_CREAT | os.O_WRONLY))
+
+    def ask(self, _: int) -> None:
+        _asked(self._sidecar, "GET", f"files?recursive=true&prefix={self._prefix}")
+
+
+class _Batches:
+    """Files that are uploaded and deleted, those of each repetition its own."""
+
+    def __init__(self, sidecar: Running, tree: Tree) -> None:
+        self._sidecar, self._tree = sidecar, tree
+
+    def case(self, verb: str, ours: Contender) -> Case:
+        count = len(self._tree.paths)
+        return Case(f"{verb} {count:,} files of 4 KiB", count, "files", ours, [])
+
+    def upload(self, repetition: int) -> None:
+        source = self._tree.directory
+        self._each("upload", repetition, lambda path: {"local_path": f"{source}/{path}"})
+
+    def delete(self, repetition: int) -> None:
+        self._each("delete", repetition, lambda _: {})
+
+    def _each(self, verb: str, repetition: int, more: Callable[[str], dict[str, str]]) -> None:
+        root = f"{self._tree.directory.name}/{repetition}"
+        items = [{"file_path": f"{root}/{path}", **more(path)} for path in self._tree.paths]
+        for start in range(0, len(items), _FILES_A_BATCH):
+            _asked(self._sidecar, "POST", verb, {"files": items[start : start + _FILES_A_BATCH]})
+
+
+def _asked(sidecar: Running, method: str, path: str, document: object = None) -> None:
+    """Ask, and take all of the answer, which must be good."""
+    connection = UnixConnection(sidecar.socket_path, _TIMEOUT_S)
+    headers = {"Accept": "application/x-ndjson"} if document is None else {"Content-Type": "application/json"}
     try:
-        broker = get_broker(task["broker"]["type"])
-        broker.load_configuration(task["broker"])
-        work = _TASKS[task["name"]](broker, task)
-        before = _start()
-        work()
-        print(json.dumps({"growth_bytes": _highest() - before}))
+        body = None if document is None else json.dumps(document)
+        connection.request(method, f"/v1/workspaces/data/{path}", body, headers)
+        answer = connection.getresponse()
+        while part := answer.read(1 << 20):
+            last = part
+        if answer.status != 200:
+            raise RuntimeError(f"{method} {path} was answered by {answer.status}: {last[:1000]!r}")
     finally:
-        opened.close()
-
-
-def _list(broker: Broker, task: dict[str, Any]) -> Work:
-    """List all below a prefix; the connection is made by a look at another."""
-    exhaust(broker.list_files("none/", True))
-    return lambda: exhaust(broker.list_files(task["prefix"], True))
-
-
-def _upload(broker: Broker, task: dict[str, Any]) -> Work:
-    """Upload files, and others before, so that the SDKs are loaded; the models are the caller's."""
-    uploads = _uploads(task["files"])
-    broker.upload_files(task["volume_path"], _uploads(task["first"]))
-    return lambda: broker.upload_files(task["volume_path"], uploads)
-
-
-def _uploads(files: dict[str, str]) -> list[FileUpload]:
-    return [FileUpload(ScaleFile(file_path=path, workspace="growth"), local) for path, local in files.items()]
-
-
-def _download(broker: Broker, task: dict[str, Any]) -> Work:
-    """Download files, and others before, so that the SDKs are loaded."""
-    broker.download_files(task["volume_path"], _downloads(task["first"]))
-    return lambda: broker.download_files(task["volume_path"], _downloads(task["files"]))
-
-
-def _downloads(files: dict[str, str]) -> list[FileDownload]:
-    return [FileDownload(ScaleFile(file_path=path), local_path, False) for path, local_path in files.items()]
-
-
-def _move(broker: Broker, task: dict[str, Any]) -> Work:
-    """Move files, which were uploaded before, to `moved/`."""
-    uploads = _uploads(task["files"])
-    broker.upload_files(task["volume_path"], uploads)
-    moves = [FileMove(upload.file, f"moved/{upload.file.file_path}") for upload in uploads]
-    return lambda: broker.move_files(task["volume_path"], moves)
-
-
-def _start() -> int:
-    """Resident memory now, in bytes, which counts as the highest from now on."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _highest() -> int:
-    return _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024
-
-
-_TASKS: dict[str, Callable[[Broker, dict[str, Any]], Work]] = {
-    "list": _list,
-    "upload": _upload,
-    "download": _download,
-    "move": _move,
-}
-
-if __name__ == "__main__":
-    main()
+        connection.close()

@@ -1,4 +1,4 @@
-"""Memory: by how much a fresh process (`growth.py`) grows while a broker works, beside what is the target."""
+"""Memory: by how much a fresh process (`memory_process.py`) grows while a broker works, beside the target."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _note(session: Session, name: str, target_mb: float, includes: str, task: di
     progress(f"memory: {name}")
     catalog = f"sqlite:///{session.directory}/growth.sqlite"
     done = subprocess.run(
-        [sys.executable, "-m", "bench.growth"],
+        [sys.executable, "-m", "bench.memory_process"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         input=json.dumps(task | {"catalog": catalog}),
         stdout=subprocess.PIPE,

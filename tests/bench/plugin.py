@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sys
 import tarfile
@@ -22,7 +23,7 @@ from lab.directories import temporary_directory
 from lab.engine import Engine
 from lab.namespaces import Host
 from lab.plugin_host import sidecar_on
-from lab.processes import Running
+from lab.processes import Running, wait_until
 from lab.unix_http import request
 from lab.volume_driver import driver_on
 
@@ -117,6 +118,7 @@ def _measure_memory(session: Session, engine: Engine) -> None:
     inside = f"/proc/{engine.plugin_pids(_PLUGIN)[0]}/root"
     driver = f"{inside}/run/docker/plugins/brokervol.sock"
     sidecar = f"{inside}/data/published/sidecar/broker.sock"
+    wait_until(lambda: os.path.exists(sidecar), "the sidecar of the plugin")  # its driver answers first
     _asked(sidecar, "GET", "/healthz")
     _asked(driver, "POST", "/VolumeDriver.List")
     _note_memory(session, engine, "idle", "driver, sidecar and supervisor")

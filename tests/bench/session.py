@@ -83,11 +83,16 @@ class Session:
             self._stack.callback(use_catalog, None)
             yield self
 
-    def race(self, section: str, case: Case) -> None:
-        """Measure a case. Every contender begins with all that was written on the disk."""
+    def race(self, section: str, case: Case, *, repeat: int | None = None) -> None:
+        """Measure a case. Every contender begins with all that was written on the disk.
+
+        Args:
+            repeat: how often, if not as often as all others.
+        """
         names = ", ".join(contender.name for contender in (case.ours, *case.rivals))
-        progress(f"{section}: {case.name}, {self.repeat} times, by {names}")
-        self.outcomes.append(race(section, case, self.repeat, settle=os.sync))
+        repeat = repeat or self.repeat
+        progress(f"{section}: {case.name}, {repeat} times, by {names}")
+        self.outcomes.append(race(section, case, repeat, settle=os.sync))
 
     def take_turns(self, section: str, callers: Sequence[Caller]) -> None:
         """Measure single calls; see `race` of what is on the disk."""

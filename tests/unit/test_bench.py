@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from bench import calls, frame
 from bench.calls import Caller, take_turns
 from bench.frame import Case, Contender, Figure, Outcome, Sample, as_json, noise, race, table
+from bench.plot import Plot, drawn, plots
 from bench.session import Sizes
 
 TESTS = Path(__file__).parents[1]
@@ -201,3 +203,29 @@ def test_callers_take_turns_and_each_call_is_told_apart() -> None:
     assert next(line for line in shown if "theirs" in line and "+1.000 ms" in line).endswith("what theirs does")
     assert json.loads(json.dumps(calls.as_json(mount)))["p50_ms"] == {"ours": 2.0, "theirs": 1.0}
     assert "0% at most" in noise([], [mount])
+
+
+def test_growth_is_drawn_with_what_was_measured_and_nothing_else() -> None:
+    case = {"section": "growth", "contenders": [{"name": "ours", "seconds": 0.02}]}
+    cases = [
+        {**case, "name": "list 1,000 files", "amount": 1000},
+        {**case, "name": "list 10,000 files", "amount": 10_000, "contenders": [{"name": "ours", "seconds": 0.2}]},
+        {"section": "files", "name": "upload 10 files", "amount": 10, "contenders": []},
+    ]
+    call = {"section": "driver, 1,000 volumes known", "name": "Get", "p50_ms": {"ours": 0.14}}
+    found = plots({"cases": cases, "calls": [call, {"section": "driver, bind", "name": "Mount", "p50_ms": {}}]})
+    assert found["growth-files.svg"].series == {"list": {1000: 0.02, 10_000: 0.2}}
+    assert found["growth-volumes.svg"].series == {"Get": {1000: pytest.approx(0.00014)}}
+    assert plots({"cases": [], "calls": []}) == {}
+    svg = drawn(found["growth-files.svg"])
+    texts = re.findall("<text[^>]*>([^<]*)</text>", svg)
+    assert [*texts[:3], texts[-1]] == ["Files: time of all, by the sidecar", "1,000", "10,000", "list"]
+    assert {"10 ms", "100 ms", "1 s", "files"} < set(texts)
+    assert "prefers-color-scheme: dark" in svg
+
+
+def test_a_linear_cost_goes_up_as_the_line_beside_it() -> None:
+    svg = drawn(Plot("title", "files", {"list": {10: 0.01, 1000: 1.0}}))
+    (curve,) = re.findall(r'class="s0" d="M([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)"', svg)
+    left, low, right, high = map(float, curve)
+    assert right - left == low - high > 0
