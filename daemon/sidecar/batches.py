@@ -30,7 +30,7 @@ from storage.os_errors import quoted
 
 # How many items a broker is asked for at once: twice as many after a group that was fast, half after a slow one.
 # So results come as things happen, whatever the files' sizes, and nobody waits long for a path.
-MOST_ITEMS = 64
+MOST_ITEMS = 256
 _FAST_S, _SLOW_S = 0.1, 0.25
 
 # Paths of whole workspaces that are being changed: so that file and record of one are of the same request.

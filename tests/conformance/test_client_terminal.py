@@ -21,9 +21,9 @@ import pytest
 
 from unit.sidecar_process import Client, clean_environment, sidecar_process
 
-COUNT = 1000
+COUNT = 4000
 # As many as the sidecar does at a time: so many may be done when their client is gone.
-GROUP = 64
+GROUP = 256
 CONTENT = b"content of one file."
 _PATIENCE_S = 30
 
@@ -125,7 +125,7 @@ def names_in(directory: Path) -> list[str]:
 def test_progress_counts_files_and_bytes_and_takes_its_line_away(place: Place) -> None:
     with screen(place, "cp", "-r", "in", "data:") as shown:
         assert shown.end() == 0
-    drawn = [re.fullmatch(r"\[(#*)-*\]  ([\d,]+)/1,000 files  (\S+)/20K  \S+/s  \d+:\d\d (left|passed)", line)
+    drawn = [re.fullmatch(r"\[(#*)-*\]  ([\d,]+)/4,000 files  (\S+)/78K  \S+/s  \d+:\d\d (left|passed)", line)
              for line in shown.lines]  # fmt: skip
     assert drawn
     assert all(drawn), shown.lines
@@ -169,12 +169,12 @@ def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(place: Place) ->
     for _ in range(5):  # a fast sidecar, or a slow test, may have it end before
         shutil.rmtree(target, ignore_errors=True)
         with screen(place, "cp", "-r", "in", "data:") as shown:
-            shown.wait_until(lambda text: re.search(r"[1-9]\d*/1,000 files", text))
+            shown.wait_until(lambda text: re.search(r"[1-9]\d*/4,000 files", text))
             shown.press_ctrl_c()
             if shown.end() == 130:
                 break
     told = re.fullmatch(
-        r"brokervol: cp: interrupted: ([\d,]+) of 1,000 files were copied, and those in work may yet be; "
+        r"brokervol: cp: interrupted: ([\d,]+) of 4,000 files were copied, and those in work may yet be; "
         "run the same command with -n to go on",
         shown.lines[-1],
     )
@@ -205,7 +205,7 @@ def test_interrupt_in_a_pipe_says_the_same(place: Place) -> None:
         out, err = process.communicate(timeout=_PATIENCE_S)
     assert process.returncode == 130
     told = re.fullmatch(
-        rb"brokervol: rm: interrupted: ([\d,]+) of 1,000 files were deleted,.*again to go on\n", err
+        rb"brokervol: rm: interrupted: ([\d,]+) of 4,000 files were deleted,.*again to go on\n", err
     )
     assert told, err
     assert int(told[1].replace(b",", b"")) in range(out.count(b"\n"), out.count(b"\n") + 3)

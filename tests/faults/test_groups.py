@@ -11,7 +11,7 @@ import pytest
 
 from lab.faults import Kernel, descriptors
 from storage import catalog
-from storage.brokers._group import Change, Group
+from storage.brokers._group import DIRECTORIES, GROUP_FILES, OPEN_FILES, Change, Group
 from storage.brokers.broker import Broker, FileDownload, FileMove, FileUpload
 from storage.brokers.factory import get_broker
 from storage.catalog import Catalog
@@ -20,7 +20,7 @@ from storage.files import Directory, SelfView
 from storage.journal import Intent
 from storage.models import ScaleFile, use_catalog
 
-MANY = 200
+MANY = 600
 
 
 class Place:
@@ -83,19 +83,20 @@ def test_descriptors_are_bounded(place: Place) -> None:
 
         with Kernel(meanwhile=count).in_place():
             run()
-        assert max(seen) - held <= 150
+        assert max(seen) - held <= 300
         assert descriptors() == held
 
 
 def test_directories_are_synced_once_a_group(place: Place) -> None:
     source = place.source("x")
     with Kernel().in_place() as kernel:
-        place.upload(*((source, f"new/{number}") for number in range(128)))
-    assert kernel.steps.count("fsync") == 128 + 2 + 1  # the files, their directory twice, where it was made once
-    moves = [FileMove(ScaleFile(file_path=f"new/{number}"), f"new/to-{number}") for number in range(128)]
+        place.upload(*((source, f"new/{number}") for number in range(256)))
+    # The files, their directory once a group, and where it was made.
+    assert kernel.steps.count("fsync") == 256 + 256 // OPEN_FILES + 1
+    moves = [FileMove(ScaleFile(file_path=f"new/{number}"), f"new/to-{number}") for number in range(256)]
     with Kernel().in_place() as kernel:
         place.broker.move_files(place.volume_path, moves)
-    assert kernel.steps.count("fsync") == 2
+    assert kernel.steps.count("fsync") == 256 // GROUP_FILES
 
 
 class Witness(SelfView):
@@ -145,8 +146,9 @@ def test_identity_and_transaction_are_taken_once_a_group(place: Place, records: 
         use_catalog(wary := Wary(place, witness))
         run()
         wary.close()
-        groups = -(-MANY // 64)
         is_change = operation != "download"
+        together = {"download": GROUP_FILES, "upload": OPEN_FILES, "move": DIRECTORIES // 2, "delete": DIRECTORIES}
+        groups = -(-MANY // together[operation])  # each is in a directory of its own, and moves to another
         # To look, to change, and to tidy up.
         assert (witness.acted, witness.opened) == (3 * groups if is_change else groups, groups)
         assert (wary.begun, wary.saved) == ((groups, groups) if is_change else (0, 0))

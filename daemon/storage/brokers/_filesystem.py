@@ -15,7 +15,7 @@ from typing import Any
 
 from storage import linux
 from storage.brokers._content import Arrival, Arriving, FileContent
-from storage.brokers._group import Change, Group, Item, directory_of, groups_of
+from storage.brokers._group import OPEN_FILES, Change, Group, Item, directory_of, groups_of
 from storage.brokers._look_back import verdict_on
 from storage.brokers._uploads import Upload, Uploading
 from storage.brokers.broker import (
@@ -102,7 +102,8 @@ class FilesystemBroker(Broker):
 
     def upload_files(self, volume_path: str | None, file_uploads: Sequence[FileUpload]) -> None:
         require_catalog()
-        for group in groups_of([Upload(upload.file, upload.local_path) for upload in file_uploads]):
+        uploads = [Upload(upload.file, upload.local_path) for upload in file_uploads]
+        for group in groups_of(uploads, at_most=OPEN_FILES):
             uploading = Uploading(group, self.view, overwrite=self.overwrite)
             with self._journaled(group, volume_path, uploading.look), self.view.acting():
                 group.each(uploading.write)
