@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from storage.brokers._parallel import Crew, Group
 from storage.brokers._s3_jobs import Changing, Copying, Deleting, Downloading, Linking, Uploading, subject_of
@@ -19,9 +19,16 @@ from storage.os_errors import os_errors
 
 Item = TypeVar("Item")
 
-# How many items are in the journal together. Uploads and downloads hold a descriptor each.
-TRANSFERS = 128
-REQUESTS = 1000
+
+class Pace(NamedTuple):
+    """How many items are in the journal together, and how many such groups are under way at a time."""
+
+    items: int
+    groups: int
+
+
+TRANSFERS = Pace(128, 2)  # each item holds a descriptor
+REQUESTS = Pace(1000, 4)
 
 # Of fewer, each is asked for by itself.
 _WORTH_LISTING = 20

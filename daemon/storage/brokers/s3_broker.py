@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from storage.brokers._parallel import Crew, Group
 from storage.brokers._s3_content import ObjectContent
-from storage.brokers._s3_groups import REQUESTS, TRANSFERS, Deletions, Downloads, Moves, Uploads
+from storage.brokers._s3_groups import REQUESTS, TRANSFERS, Deletions, Downloads, Moves, Pace, Uploads
 from storage.brokers._s3_jobs import Copying, Deleting, Uploading, about, check_media_type
 from storage.brokers._s3_look_back import verdict_on
 from storage.brokers._s3_objects import Found, Objects
@@ -41,7 +41,6 @@ from storage.os_errors import quoted
 Item = TypeVar("Item")
 
 _WORKERS = 48
-_GROUPS = 2
 _LOOK_BACKS = 16
 _ITEMS_AT_ONCE = 10_000
 
@@ -145,13 +144,13 @@ class S3Broker(Broker):
                 objects, self.view, some, key=self._key, linked=linked, outcomes=told, overwrite=overwrite
             )
 
-        with self._crew(file_downloads) as crew:
-            _raise(crew.run(map(group, _chunks(file_downloads, TRANSFERS))))
+        self._run(file_downloads, group, TRANSFERS)
 
-    def _crew(self, items: Sequence[object]) -> Crew:
+    def _run(self, items: Sequence[Item], group: Callable[[Sequence[Item]], Group], pace: Pace) -> None:
         # Where each item's end is told, what comes before it must have ended, too.
-        groups = 1 if self.outcomes is not None else _GROUPS
-        return Crew(_WORKERS, groups, is_alone=len(items) <= 1)
+        groups = 1 if self.outcomes is not None else pace.groups
+        with Crew(_WORKERS, groups, is_alone=len(items) <= 1) as crew:
+            _raise(crew.run(map(group, _chunks(items, pace.items))))
 
     def _linked(self, volume_path: str | None, key: str) -> tuple[str, os.stat_result] | None:
         """The object's path and status in the volume that shows the bucket; None where it is not to be seen."""
@@ -189,12 +188,11 @@ class S3Broker(Broker):
         items: Sequence[Item],
         paths: Callable[[Item], set[str]],
         group: Callable[[Sequence[Item]], Group],
-        size: int,
+        pace: Pace,
     ) -> None:
-        """Do the items in groups of this size; those that touch a path of an earlier one, when that is done."""
+        """Do the items in groups; those that touch a path of an earlier one, when that is done."""
         for some in _apart(items, paths):
-            with self._crew(some) as crew:
-                _raise(crew.run(map(group, _chunks(some, size))))
+            self._run(some, group, pace)
 
     def _check_upload(self, upload: FileUpload) -> None:
         self._key(upload.file.file_path)
