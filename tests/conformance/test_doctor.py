@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -21,6 +22,7 @@ from lab.directories import temporary_directory
 from lab.doctor import Diagnosis
 from lab.namespaces import Host
 from lab.plugin_host import PluginHost, plugin_host, sidecar_on
+from lab.processes import wait_until
 from lab.s3 import S3Server
 from lab.volume_driver import driver_on
 from lab.without_calls import without
@@ -281,6 +283,57 @@ def damage(path: Path) -> None:
     for place in range(2048, len(content), 512):
         content[place : place + 64] = os.urandom(64)
     path.write_bytes(content)
+
+
+def test_state_in_the_root_directory_of_another_process(stopped: Path) -> None:
+    """As a plugin's is. SQLite takes the way there for one in its own."""
+    with subprocess.Popen(["unshare", "-m", "sh", "-c", 'mount --bind "$0" /mnt && echo && cat', stopped],
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:  # fmt: skip
+        assert other.stdout
+        assert other.stdout.readline() == b"\n"
+        found = doctor.diagnose("--root", f"/proc/{other.pid}/root/mnt", "--socket", str(stopped / "none.sock"))
+        other.communicate(timeout=20)
+    assert found.bad() == ["engine", "driver"]
+    assert "2 volumes are defined" in next(told.finding for told in found.findings if told.check == "definitions")
+
+
+@pytest.fixture
+def hanging(stopped: Path) -> Path:
+    """One of which a file is on a disk that never answers, as a pipe is that nobody writes to."""
+    damage(stopped / ".state/definitions.sqlite")
+    (stopped / ".state/definitions.json").unlink()
+    os.mkfifo(stopped / ".state/definitions.json")
+    return stopped
+
+
+def test_a_disk_that_hangs_keeps_nobody_from_other_checks(hanging: Path) -> None:
+    found = doctor.diagnose("--root", str(hanging), "--socket", str(hanging / "none.sock"), "--only", "kernel")
+    assert [told.check for told in found.findings] == ["kernel"]
+    assert found.exit_code == 0
+
+
+def test_ctrl_c_ends_it_also_while_a_disk_hangs(hanging: Path) -> None:
+    line = doctor.command("--root", str(hanging), "--socket", str(hanging / "none.sock"), "--only", "definitions")
+    with (
+        subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
+        open(opened_by_a_reader(hanging / ".state/definitions.json"), "wb"),
+    ):
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=8) == (b"", b"")
+    assert process.returncode == 130
+
+
+def opened_by_a_reader(pipe: Path) -> int:
+    """A descriptor to write to the pipe, as soon as somebody waits to read from it."""
+    found: list[int] = []
+
+    def is_open() -> bool:
+        with contextlib.suppress(OSError):
+            found.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(found)
+
+    wait_until(is_open, "the pipe is opened")
+    return found[0]
 
 
 def test_damaged_definitions(stopped: Path) -> None:

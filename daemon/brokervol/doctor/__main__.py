@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 1 if something could not be looked at, 2 for wrong usage, 3 for a fault."""
     options = _parser().parse_args(argv)
-    if options.root is not None and not os.path.isdir(options.root):
+    if options.root is not None and not site.is_directory(options.root):
         complain("doctor", options.root, "there is no such directory, or it is closed to this user")
         return _EXIT_USAGE
     try:

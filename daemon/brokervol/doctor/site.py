@@ -7,18 +7,20 @@ import glob
 import os
 import sqlite3
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from brokervol import engine, status
+from brokervol.doctor import looks
 from brokervol.doctor.findings import Finding, skipped, unseen
+from brokervol.doctor.looks import Uncopied
 from brokervol.engine import Engine, NoEngine, Plugin
 from brokervol.settings import Settings
 from brokervol.status import Several, Unreachable
-from storage.definitions import Definition, definitions_path, read_backup, read_definitions
+from storage.definitions import Definition, definitions_path, read_backup
 
 _ENGINE_ROOT = "/var/lib/docker"
+_DISK_S = 2.0  # a disk that does not answer within them hangs
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +74,9 @@ class Site:
 
 def find(socket: str | None, root: str | None, environment: Mapping[str, str]) -> Site:
     """Look for all of it, at once. What is given is not looked for."""
-    with ThreadPoolExecutor(2) as pool:
-        asked = pool.submit(_engine)
-        driver = _driver(socket)
-        found = asked.result()
+    asked = looks.started(_engine)
+    driver = looks.started(lambda: _driver(socket)).result()
+    found = asked.result()
     plugin = _plugin(found, driver)
     place = root or _root(found, plugin, driver, environment)
     settings, settings_of = _settings(plugin, driver, environment)
@@ -127,7 +128,15 @@ def _root(
     elif plugin is None and not isinstance(driver, Several):
         places += sorted(glob.glob(f"{_ENGINE_ROOT}/plugins/*/propagated-mount"))
         places.append(Settings.root.value(environment.get(Settings.root.variable, "")))
-    return next((place for place in places if os.path.isdir(f"{place}/.state")), None)
+    return next((place for place in places if is_directory(f"{place}/.state")), None)
+
+
+def is_directory(path: str) -> bool:
+    """Whether it is, or perhaps is on a disk that does not answer."""
+    try:
+        return looks.started(lambda: os.path.isdir(path)).result(_DISK_S)
+    except TimeoutError:
+        return True
 
 
 def _settings(
@@ -150,10 +159,17 @@ def _settings(
 def _definitions(root: str | None) -> Sequence[Definition] | Exception:
     if root is None:
         return FileNotFoundError("no state is to be seen")
-    path = definitions_path(root)
     try:
-        return read_definitions(path)
-    except (OSError, sqlite3.Error) as error:
+        return looks.started(lambda: _read(definitions_path(root))).result(_DISK_S)
+    except (OSError, sqlite3.Error, Uncopied) as error:
+        return error
+
+
+def _read(path: str) -> Sequence[Definition]:
+    """Of the backup where the file itself cannot be read."""
+    try:
+        return looks.definitions(path)
+    except (OSError, sqlite3.Error, Uncopied):
         with contextlib.suppress(OSError, ValueError):
             return read_backup(path)
-        return error
+        raise

@@ -5,23 +5,20 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-import shutil
 import sqlite3
-import tempfile
 import time
 from collections.abc import Iterator
 
 from brokervol.doctor.findings import Finding, fault, ok, skipped, unseen, warning
 from brokervol.doctor.host import no_state_cure
+from brokervol.doctor.looks import LOOKS, PAUSE_S, Uncopied, at_copy, definitions
 from brokervol.doctor.site import Site
-from storage.definitions import Definition, backup_path, definitions_path, read_backup, read_definitions
+from storage.definitions import Definition, backup_path, definitions_path, read_backup
 from storage.state_files import Damaged, NewerState
 from volumedriver.errors import StateDamaged, StateUnavailable
 from volumedriver.store import ReferenceStore
 
-_LOOKS = 4
-_PAUSE_S = 0.1
-_OF_SQLITE = ("", "-wal")
+_COPY_CURE = "make room in /tmp, or name another: `TMPDIR`"
 _NEWER_CURE = "install the newer version of brokervol again, which wrote it"
 
 
@@ -32,9 +29,11 @@ def check_definitions(site: Site) -> Iterator[Finding]:
         return
     path = definitions_path(site.root)
     try:
-        defined = read_definitions(path)
+        defined = definitions(path)
     except PermissionError:
         yield unseen(f"{path} is closed to this user")
+    except Uncopied as error:
+        yield unseen(str(error), _COPY_CURE)
     except NewerState as error:
         yield fault(str(error), _NEWER_CURE)
     except Damaged as error:
@@ -77,14 +76,14 @@ def _damaged(site: Site, path: str, problem: str) -> Finding:
 def _agreement(site: Site, path: str) -> Finding:
     """A driver at work changes one after the other, so it is looked again."""
     told = ""
-    for _ in range(_LOOKS):
+    for _ in range(LOOKS):
         try:
-            told = _difference(read_definitions(path), read_backup(path))
-        except (OSError, ValueError, sqlite3.Error) as error:
+            told = _difference(definitions(path), read_backup(path))
+        except (OSError, ValueError, sqlite3.Error, Uncopied) as error:
             told = f"is not usable: {getattr(error, 'strerror', None) or error}"
         if not told:
             return ok("their backup says the same", "backup")
-        time.sleep(_PAUSE_S)
+        time.sleep(PAUSE_S)
     return warning(
         f"the backup of the definitions, {backup_path(path)}, {told}",
         f"have the driver write it anew, at a start; the other is kept beside it: {site.restart}",
@@ -101,54 +100,40 @@ def _difference(defined: list[Definition], backup: list[Definition]) -> str:
 
 
 def check_references(site: Site) -> Iterator[Finding]:
-    """Whether what the driver remembers of mounts is what was written. It is looked at in a copy: to open it is to
-    write beside it.
-    """
+    """Whether what the driver remembers of mounts is what was written."""
     state = site.state
     if state is None:
         yield unseen("no state is to be seen", no_state_cure())
         return
     path = f"{state}/mounts.sqlite"
     try:
-        with tempfile.TemporaryDirectory(prefix="brokervol-doctor-") as directory:
-            yield _references(site, path, directory)
+        mounted = at_copy(path, _held, StateUnavailable)
     except PermissionError:
         yield unseen(f"{path} is closed to this user")
     except FileNotFoundError:
         yield skipped("no driver has mounted anything yet")
+    except Uncopied as error:
+        yield unseen(str(error), _COPY_CURE)
     except OSError as error:
-        yield unseen(f"{path} cannot be copied: {error.strerror}", "make room in /tmp, or name another: `TMPDIR`")
+        yield fault(f"{path} cannot be read: {error.strerror}", f"`ls -l {path}`, `dmesg | tail`")
+    except StateUnavailable as error:
+        yield _unusable(site, path, error)
+    else:
+        yield ok(f"the record of mounts is whole: {mounted} volumes are held")
 
 
-def _references(site: Site, path: str, directory: str) -> Finding:
-    copy = f"{directory}/mounts.sqlite"
-    problem: StateUnavailable | None = None
-    for _ in range(_LOOKS):
-        _copy(path, copy)
-        try:
-            with contextlib.closing(ReferenceStore(copy)) as store:
-                mounted = len(store.load())
-        except StateUnavailable as error:  # perhaps the driver wrote between the copies of its two files
-            problem = error
-            time.sleep(_PAUSE_S)
-        else:
-            return ok(f"the record of mounts is whole: {mounted} volumes are held")
-    told = str(problem).replace(copy, path)
-    if isinstance(problem, StateDamaged):
-        return fault(told, f"have the driver build it anew from what the kernel shows, at a start: {site.restart}")
-    return fault(told, _NEWER_CURE if isinstance(problem.__cause__, NewerState) else f"`ls -l {path}`")  # type: ignore[union-attr]
+def _held(path: str) -> int:
+    """How many volumes are held, by the driver's record of that path."""
+    with contextlib.closing(ReferenceStore(path)) as store:
+        return len(store.load())
 
 
-def _copy(path: str, copy: str) -> None:
-    """The file and its log; the log last, as what is in neither is lost, and what is in both is not."""
-    for suffix in _OF_SQLITE:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(copy + suffix)
-        try:
-            shutil.copyfile(path + suffix, copy + suffix)
-        except FileNotFoundError:
-            if not suffix:
-                raise
+def _unusable(site: Site, path: str, error: StateUnavailable) -> Finding:
+    if isinstance(error, StateDamaged):
+        return fault(
+            str(error), f"have the driver build it anew from what the kernel shows, at a start: {site.restart}"
+        )
+    return fault(str(error), _NEWER_CURE if isinstance(error.__cause__, NewerState) else f"`ls -l {path}`")
 
 
 def check_kept_aside(site: Site) -> Iterator[Finding]:
