@@ -14,6 +14,7 @@ Names and paths are strings as `os.fsdecode` makes them: a name that is not UTF-
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 from datetime import timezone
@@ -192,7 +193,7 @@ class Client:
         self,
         workspace: str,
         file_path: str,
-        source: Readable,
+        source: Readable | bytes,
         *,
         media_type: str = "",
         overwrite: bool = True,
@@ -201,6 +202,7 @@ class Client:
         """Store what `source.read(size)` gives, of any length, whole or not at all; what it raises is raised.
 
         Args:
+            source: such an object, or the bytes themselves.
             overwrite: whether a file that is there is replaced; else it is the error `already-exists`, and the
                 source is not read.
             etag: of the one version that may be replaced; another is the error `precondition-failed`.
@@ -212,7 +214,8 @@ class Client:
             headers["Content-Type"] = media_type
         try:
             with self._exchange() as exchange:
-                response = exchange.send(_content_url(workspace, file_path), headers, source)
+                reader = io.BytesIO(source) if isinstance(source, bytes) else source
+                response = exchange.send(_content_url(workspace, file_path), headers, reader)
                 document = json.loads(b"".join(exchange.blocks()))
                 tag = (response.getheader("ETag") or "").strip('"')
                 return Stored(document["file"], tag, response.status == 201)
@@ -276,6 +279,8 @@ class Client:
 
 
 def _workspace_url(name: str, *parts: str, **query: str) -> str:
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"a workspace is named by a string that is not empty, not by {name!r}")
     url = "/".join(("/v1/workspaces", quote(name, safe="", errors="surrogateescape"), *parts))
     if query:
         url += "?" + urlencode(query, errors="surrogateescape", quote_via=quote)

@@ -68,6 +68,8 @@ def _parse(verb_name: str, arguments: Sequence[str]) -> argparse.Namespace:
     options.paths = [*options.paths, *arguments[end + 1 :]]
     if not verb.least <= len(options.paths) <= verb.most:
         raise UsageError(f"write {verb.usage}")
+    if "" in options.paths:  # of a variable that is not set, most likely
+        raise UsageError("an argument is empty: write NAME:path, or a local path (. is the current directory)")
     return options
 
 
@@ -101,6 +103,9 @@ def main(argv: Sequence[str] | None = None, more_help: str = "", more_commands: 
         if arguments[:1] == [COMPLETE]:
             return print_candidates(arguments[1:], _spellings(more_commands), default_socket())
         top = _main_parser(more_help).parse_args(arguments)
+        if top.command[0] in more_commands:
+            name = top.command[0]
+            raise UsageError(f"options of {name} stand behind it: brokervol {name} --help shows them")
         if top.command[0] not in VERBS:
             raise UsageError(f"there is no command {top.command[0]}; brokervol --help shows what there is")
         verb = top.command[0]

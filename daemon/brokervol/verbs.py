@@ -195,6 +195,8 @@ def _has_volume(task: Task, name: str) -> bool:
 def _store_standard_input(task: Task, sources: list[Place], place: Place) -> None:
     if len(sources) > 1 or not place.path or place.path.endswith("/"):
         raise UsageError("standard input (-) is one file: write cp - NAME:path, with the name of that file")
+    if sys.stdin is None:
+        raise Failure(STANDARD_STREAM.path, "unsupported", "standard input is closed")
     task.total = 1
     overwrite = not task.options.no_clobber
     with reporting(task, place), task.showing(None, _size_of_standard_input()):

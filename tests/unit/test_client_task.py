@@ -139,6 +139,11 @@ def test_the_version_is_the_distributions() -> None:
         (["cp", "-", "a", "data:in"], "brokervol: cp: standard input (-) is one file: write cp - NAME:path"),
         (["cat", "data:2026/"], "brokervol: cat: data:2026/ is a directory"),
         (["cat", "--range", "9-1", "data:a"], "brokervol: cat: --range 9-1: write FIRST-LAST, FIRST- or"),
+        (["cat", "--range", "\u0663-", "data:a"], "brokervol: cat: --range \u0663-: write FIRST-LAST, FIRST- or"),
+        (["find", "--larger", "\u0663k", "data:"], "brokervol: find: --larger \u0663k: write a number of bytes"),
+        (["cp", "", "data:x"], "brokervol: cp: an argument is empty: write NAME:path, or a local path"),
+        (["cp", "data:x", ""], "brokervol: cp: an argument is empty: write NAME:path, or a local path"),
+        (["rm", "-r", "data:x", ""], "brokervol: rm: an argument is empty: write NAME:path"),
         (["cat", "--range", "-", "data:a"], "brokervol: cat: --range -: write FIRST-LAST, FIRST- or"),
         (["find", "--larger", "1x", "data:"], "brokervol: find: --larger 1x: write a number of bytes"),
         (["find", "--newer", "soon", "data:"], "brokervol: find: --newer soon: write an age such as 30s"),
@@ -205,6 +210,12 @@ def test_help_and_the_verbs_load_no_server() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = json.loads(done.stdout.splitlines()[-1])
     assert not {"flask", "structlog", "sqlalchemy", "cheroot", "msgspec", "storage"} & set(loaded)
+
+
+def test_a_hosts_tool_behind_an_option_of_the_verbs_is_told_of(capfd: pytest.CaptureFixture[str]) -> None:
+    assert host.main(["--socket", "/x", "status"]) == 2
+    told = "brokervol: options of status stand behind it: brokervol status --help shows them\n"
+    assert capfd.readouterr() == ("", told)
 
 
 @pytest.mark.parametrize("name", host.PROCESSES)

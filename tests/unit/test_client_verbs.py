@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from brokervol import task
+from brokervol import client, task
 from unit.scripted_sidecar import CHUNKED, Request, answer, chunk, lines, scripted_sidecar
 from unit.sidecar_process import Client, Outcome, clean_environment, sidecar_process
 
@@ -546,6 +546,20 @@ def test_cat_that_is_cut_off_is_never_taken_for_whole(run: Client, tmp_path: Pat
         done = run("cat", "--socket", str(tmp_path / "s"), "data:a")
     assert (done.code, done.out) == (5, "half")
     assert "broke off its answer" in done.err
+
+
+def test_python_writes_bytes_as_they_are(served: tuple[Path, Path], disk: Disk) -> None:
+    written = client.Client(str(served[0] / "broker.sock")).write("data", "a", b"content")
+    assert (written.is_new, written.record["file_size"]) == (True, 7)
+    assert (disk.data / "a").read_bytes() == b"content"
+
+
+def test_standard_input_that_is_closed_is_no_empty_file(run: Client, disk: Disk) -> None:
+    line = ["sh", "-c", 'exec "$0" cp - data:a <&-', run.executable]
+    done = subprocess.run(line, capture_output=True, text=True, env=clean_environment(), check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "brokervol: cp: -: standard input is closed\n"
+    assert not (disk.data / "a").exists()
 
 
 def test_standard_input_becomes_a_file(run: Client, disk: Disk) -> None:

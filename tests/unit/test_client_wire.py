@@ -316,3 +316,9 @@ def test_facts_that_are_refused_are_refused_with_the_reason(path: str) -> None:
 def test_a_storage_that_tells_no_time_has_none(path: str) -> None:
     with scripted_sidecar(path, saying(b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\nETag: "v"\r\n\r\n')):
         assert Client(path).facts("data", "a") == FileFacts(12, "v", None, "")
+
+
+@pytest.mark.parametrize("name", ["", None])
+def test_a_workspace_without_a_name_is_refused(path: str, name: Any) -> None:
+    with pytest.raises(ValueError, match="a workspace is named by a string that is not empty, not by"):
+        Client(path).workspace(name)

@@ -354,7 +354,7 @@ def _regular_file(workspace: Directory, path: str) -> os.stat_result:
             raise _no_file(path) from error
         raise
     if not stat.S_ISREG(found.st_mode):
-        raise _no_regular_file(path)
+        raise _no_regular_file(path, found)
     return found
 
 
@@ -362,8 +362,9 @@ def _no_file(path: str) -> MissingFile:
     return MissingFile(f"there is no file {quoted(path)} in the workspace")
 
 
-def _no_regular_file(path: str) -> MissingFile:
-    return MissingFile(f"{quoted(path)} in the workspace is not a regular file")
+def _no_regular_file(path: str, found: os.stat_result) -> MissingFile:
+    what = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
+    return MissingFile(f"{quoted(path)} in the workspace is {what}")
 
 
 def _look_at_source(group: Group[_Move], move: _Move) -> None:
@@ -419,7 +420,7 @@ def _opened(group: Group[_Move], path: str) -> Iterator[tuple[int, os.stat_resul
     try:
         found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode):
-            raise _no_regular_file(path)
+            raise _no_regular_file(path, found)
         yield file, found
     finally:
         os.close(file)
