@@ -8,10 +8,12 @@ reads settings, too. Nothing here looks at the process's environment; that is fo
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, overload
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Generic, NoReturn, TypeVar, overload
+
+from brokervol import kinds
+from brokervol.kinds import PATH, Kind, choice, listed, whole
 
 T = TypeVar("T")
 
@@ -21,67 +23,7 @@ EXIT_REFUSED = 2
 DRIVER, SIDECAR, DAEMON = "driver", "sidecar", "daemon"
 
 _LONGEST_SHOWN = 60
-_DATABASE = re.compile(r"(sqlite|postgresql)(\+\w+)?://.*", re.DOTALL)
-_WHOLE = re.compile("[0-9]{1,12}")
 _A_DAY_S = 86_400
-
-
-class Kind(NamedTuple, Generic[T]):
-    """What texts are accepted, in words, and what they mean. `parse` raises ValueError for others."""
-
-    accepted: str
-    parse: Callable[[str], T]
-
-
-def _text(accepted: str) -> Kind[str]:
-    return Kind(accepted, str)
-
-
-def _whole(least: int, most: int) -> Kind[int]:
-    def parse(text: str) -> int:
-        if _WHOLE.fullmatch(text) is None or not least <= int(text) <= most:
-            raise ValueError
-        return int(text)
-
-    return Kind(f"a whole number from {least} to {most}", parse)
-
-
-def _choice(*words: str) -> Kind[str]:
-    def parse(text: str) -> str:
-        if text.lower() not in words:
-            raise ValueError
-        return text.lower()
-
-    return Kind(f"{', '.join(words[:-1])} or {words[-1]}", parse)
-
-
-class Address(NamedTuple):
-    """Where to listen: a literal address and a port; port 0 is any that is free."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def _loopback(text: str) -> Address | None:
-    if not text:
-        return None
-    import ipaddress  # noqa: PLC0415  # most hosts have no such port
-
-    host, _, port = text.rpartition(":")
-    is_bracketed = host.startswith("[") and host.endswith("]")
-    address = ipaddress.ip_address(host[1:-1] if is_bracketed else host)
-    if is_bracketed != (address.version == 6) or not address.is_loopback:
-        raise ValueError
-    return Address(str(address), _whole(0, 65535).parse(port))
-
-
-def _database(text: str) -> str:
-    if text and _DATABASE.fullmatch(text) is None:
-        raise ValueError
-    return text
 
 
 class Setting(Generic[T]):
@@ -149,16 +91,21 @@ class Setting(Generic[T]):
             raise ValueError(self.refusal(text, f"accepted is {self.kind.accepted}")) from None
 
     def refusal(self, text: str, why: str) -> str:
-        """The sentence that refuses a text."""
+        """The sentence that refuses a text. An URL with an @ in it may hold a password."""
         named = self.variable if self.is_of_sdk else f"{self.variable} ({self.option})"
-        shown = "something that is not repeated here" if self.is_secret else f"{text!r:.{_LONGEST_SHOWN}}"
+        is_url = self.kind in (kinds.SERVICE, kinds.PROXY) or "://" in text
+        is_hidden = self.is_secret or (is_url and "@" in text)
+        shown = "something that is not repeated here" if is_hidden else _shortened(repr(text))
         return f"{named} is {shown}; {why}"
 
     def is_read_by(self, process: str) -> bool:
         return process == DAEMON or process in self.readers
 
 
-_PATH = _text("a path")
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text:.{_LONGEST_SHOWN}}..."
+
+
 _BOTH = (DRIVER, SIDECAR)
 
 
@@ -166,7 +113,7 @@ class Settings:
     """What one process was given, by name. A value that it was not given is the default."""
 
     root = Setting(
-        _PATH,
+        PATH,
         "/var/lib/brokervol",
         "where volumes are mounted (volumes/) and state is kept (.state/)",
         *_BOTH,
@@ -174,7 +121,7 @@ class Settings:
         is_settable=False,
     )
     hostfs = Setting(
-        _PATH,
+        PATH,
         "/",
         "where the host's root directory is seen",
         *_BOTH,
@@ -182,14 +129,14 @@ class Settings:
         is_settable=False,
     )
     socket = Setting(
-        _PATH,
+        PATH,
         "/run/docker/plugins/brokervol.sock",
         "the socket that the engine calls; the sidecar asks there what its status page shows",
         *_BOTH,
         is_settable=False,
     )
     log_level = Setting(
-        _choice("debug", "info", "warning", "error"),
+        choice("debug", "info", "warning", "error"),
         "info",
         "the least severity that is logged",
         *_BOTH,
@@ -197,7 +144,7 @@ class Settings:
         variable="LOG_LEVEL",
     )
     status_listen = Setting(
-        Kind("a loopback address with a port, such as 127.0.0.1:9323 or [::1]:9323", _loopback),
+        kinds.LOOPBACK,
         "",
         "where /metrics, /status and a page of the status are served to everybody on this host",
         SIDECAR,
@@ -206,7 +153,7 @@ class Settings:
     )
 
     allowed_host_paths = Setting(
-        _text("absolute directories, separated by colons or commas"),
+        listed("absolute directories, separated by colons or commas"),
         "",
         "the host directories that host_path must lie in",
         DRIVER,
@@ -214,7 +161,7 @@ class Settings:
         otherwise="all but the system's",
     )
     allowed_nfs_servers = Setting(
-        _text("names, addresses and networks, each with or without :/directory, separated by commas or spaces"),
+        listed("names, addresses and networks, each with or without :/directory, separated by commas or spaces"),
         "",
         "the NFS servers to mount from",
         DRIVER,
@@ -222,41 +169,41 @@ class Settings:
         otherwise="all",
     )
     nfs_mount_timeout_s = Setting(
-        _whole(1, 24),
+        whole(1, 24),
         "20",
         "seconds that mounting an NFS volume may take",
         DRIVER,
         variable="NFS_MOUNT_TIMEOUT_S",
     )
     nfs_probe_s = Setting(
-        _whole(1, 3600),
+        whole(1, 3600),
         "30",
         "seconds between probes of an NFS server that is in use and answers",
         DRIVER,
         variable="NFS_PROBE_S",
     )
     nfs_boot_s = Setting(
-        _whole(0, 3600),
+        whole(0, 3600),
         "300",
         "for so many seconds after the host's boot an NFS mount waits for a server that is not there yet",
         DRIVER,
         variable="NFS_BOOT_S",
     )
     reconcile_s = Setting(
-        _whole(0, _A_DAY_S),
+        whole(0, _A_DAY_S),
         "60",
         "seconds between two looks at what is mounted and used; 0: only at start",
         DRIVER,
     )
     reference_grace_s = Setting(
-        _whole(1, _A_DAY_S),
+        whole(1, _A_DAY_S),
         "120",
         "seconds that a mount is kept which a killed engine asked for and nobody uses",
         DRIVER,
     )
 
     listen = Setting(
-        _PATH,
+        PATH,
         "",
         "the socket that tasks call",
         SIDECAR,
@@ -264,14 +211,14 @@ class Settings:
         is_of_plugin=False,
     )
     view = Setting(
-        _choice("caller", "self"),
+        choice("caller", "self"),
         "caller",
         "whose paths and identity count: the caller's, or the sidecar's own",
         SIDECAR,
         is_of_plugin=False,
     )
     workspaces = Setting(
-        _PATH,
+        PATH,
         "",
         "for the view of its own: JSON of workspace name to configuration",
         SIDECAR,
@@ -279,7 +226,7 @@ class Settings:
         is_of_plugin=False,
     )
     database_url = Setting(
-        Kind("an URL for SQLAlchemy, of sqlite:// or postgresql://", _database),
+        kinds.DATABASE,
         "",
         "the database of the catalog of files",
         SIDECAR,
@@ -288,13 +235,13 @@ class Settings:
         is_secret=True,
     )
     audit_log = Setting(
-        _text("a file, below ROOT/.state if relative; - for standard output; off"),
+        kinds.AUDIT,
         "audit.jsonl",
         "where it is written who did what",
         SIDECAR,
     )
     credentials = Setting(
-        _PATH,
+        PATH,
         "",
         "profiles with the keys for S3, as in AWS's shared credentials file",
         SIDECAR,
@@ -302,40 +249,40 @@ class Settings:
         in_plugin="/hostfs/etc/brokervol/credentials",
     )
     s3_bulk = Setting(
-        _choice("obstore", "boto3"),
+        choice("obstore", "boto3"),
         "obstore",
         "the library that carries S3 objects by the thousand",
         SIDECAR,
     )
 
-    max_requests = Setting(_whole(1, 4096), "128", "requests worked on at once", SIDECAR)
+    max_requests = Setting(whole(1, 4096), "128", "requests worked on at once", SIDECAR)
     max_requests_per_caller = Setting(
-        _whole(1, 4096), "24", "of them of one caller: a container, or a user outside of any", SIDECAR
+        whole(1, 4096), "24", "of them of one caller: a container, or a user outside of any", SIDECAR
     )
     max_requests_per_workspace = Setting(
-        _whole(1, 4096), "32", "of them in one workspace; of one caller half of these", SIDECAR
+        whole(1, 4096), "32", "of them in one workspace; of one caller half of these", SIDECAR
     )
-    max_waiting = Setting(_whole(0, 10_000), "64", "requests of one caller that wait for their turn", SIDECAR)
+    max_waiting = Setting(whole(0, 10_000), "64", "requests of one caller that wait for their turn", SIDECAR)
     max_connections_per_caller = Setting(
-        _whole(1, 65_536), "256", "connections of one caller, idle ones too", SIDECAR
+        whole(1, 65_536), "256", "connections of one caller, idle ones too", SIDECAR
     )
-    max_body_bytes = Setting(_whole(1024, 1024**3), "4194304", "bytes of a body of JSON", SIDECAR)
-    header_timeout_s = Setting(_whole(1, 3600), "10", "seconds for the head of a request to come", SIDECAR)
+    max_body_bytes = Setting(whole(1024, 1024**3), "4194304", "bytes of a body of JSON", SIDECAR)
+    header_timeout_s = Setting(whole(1, 3600), "10", "seconds for the head of a request to come", SIDECAR)
     client_timeout_s = Setting(
-        _whole(1, _A_DAY_S), "30", "seconds without a byte of a body sent, or of an answer read", SIDECAR
+        whole(1, _A_DAY_S), "30", "seconds without a byte of a body sent, or of an answer read", SIDECAR
     )
     client_bytes_per_s = Setting(
-        _whole(0, 1024**3), "64", "what a client must send or read a second, after these seconds", SIDECAR
+        whole(0, 1024**3), "64", "what a client must send or read a second, after these seconds", SIDECAR
     )
     idle_timeout_s = Setting(
-        _whole(1, _A_DAY_S), "60", "seconds that a connection may be silent between requests", SIDECAR
+        whole(1, _A_DAY_S), "60", "seconds that a connection may be silent between requests", SIDECAR
     )
     drain_timeout_s = Setting(
-        _whole(0, 3600), "7", "seconds for requests in flight to end, when the sidecar is told to", SIDECAR
+        whole(0, 3600), "7", "seconds for requests in flight to end, when the sidecar is told to", SIDECAR
     )
 
     aws_shared_credentials_file = Setting(
-        _PATH,
+        PATH,
         "",
         "as `BROKERVOL_CREDENTIALS`, where that is not given",
         SIDECAR,
@@ -345,7 +292,7 @@ class Settings:
         is_of_plugin=False,
     )
     aws_endpoint_url_s3 = Setting(
-        _text("an URL"),
+        kinds.SERVICE,
         "",
         "the S3 service of volumes without endpoint_url",
         SIDECAR,
@@ -354,7 +301,7 @@ class Settings:
         is_of_sdk=True,
     )
     aws_default_region = Setting(
-        _text("a region"),
+        kinds.REGION,
         "",
         "the region of volumes without region_name, where their profile has none",
         SIDECAR,
@@ -363,7 +310,7 @@ class Settings:
         is_of_sdk=True,
     )
     aws_ca_bundle = Setting(
-        _PATH,
+        PATH,
         "",
         "certificates to trust, of an S3 service with its own authority; in the plugin below /hostfs",
         SIDECAR,
@@ -372,7 +319,7 @@ class Settings:
         is_of_sdk=True,
     )
     aws_max_attempts = Setting(
-        _whole(1, 100),
+        whole(1, 100),
         "3",
         "how often a request to S3 is sent at most",
         SIDECAR,
@@ -380,7 +327,7 @@ class Settings:
         is_of_sdk=True,
     )
     aws_request_checksum_calculation = Setting(
-        _choice("when_supported", "when_required"),
+        choice("when_supported", "when_required"),
         "when_supported",
         "when_required for S3 services that do not know the newer checksums",
         SIDECAR,
@@ -388,7 +335,7 @@ class Settings:
         is_of_sdk=True,
     )
     https_proxy = Setting(
-        _text("an URL, such as http://proxy:3128"),
+        kinds.PROXY,
         "",
         "the proxy on the way to S3",
         SIDECAR,
@@ -437,7 +384,7 @@ def read(process: str, description: str, argv: Sequence[str] | None, environment
 def refuse(process: str, *sentences: str) -> NoReturn:
     """End the process, as its settings are not accepted."""
     for sentence in sentences:
-        print(f"brokervol {process}: {sentence}", file=sys.stderr)
+        print(f"brokervol {process}: {' '.join(sentence.splitlines())}", file=sys.stderr)
     raise SystemExit(EXIT_REFUSED)
 
 

@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from brokervol import settings
-from brokervol.logfile import LogFile, Output, Relay, log_path
+from brokervol import premises, settings
+from brokervol.logfile import SPEAKING, LogFile, Output, Relay, log_path
 from brokervol.settings import EXIT_REFUSED, Settings
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -74,6 +74,7 @@ class Child:
         self.program = program
         self.pid: int | None = None
         self.due = now
+        self.starts = 0
         self._backoff = Backoff()
         self._started = now
 
@@ -90,6 +91,7 @@ class Child:
             setsigmask=(),
             setsigdef=_WAITED_FOR,
         )
+        self.starts += 1
 
     def plan_restart(self, now: float) -> float:
         self.pid = None
@@ -155,13 +157,14 @@ class Supervisor:
         """Collect every process that ended: the children, and orphans that they left.
 
         Returns:
-            Whether a child does not accept its settings, and would not the next time either.
+            Whether a child does not accept its settings, and would not the next time either. Who accepted them
+            once misses something, such as a file, that may come back; the others must not end for it.
         """
         is_refused = False
         for pid, reason in _ended_processes():
             for child in self._children:
                 if child.pid == pid:
-                    is_refused |= reason == _REFUSED
+                    is_refused |= reason == _REFUSED and child.starts == 1
                     self._plan_restart(child, reason)
         return is_refused
 
@@ -246,7 +249,7 @@ def json_log(least: str, kept: LogFile | None = None) -> Log:
             now = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
             line = {"timestamp": now, "level": level, "event": event, "process": "supervisor", **facts}
             text = json.dumps(line)
-            with contextlib.suppress(OSError):  # nobody reading the log is no reason to fall
+            with contextlib.suppress(OSError), SPEAKING:  # nobody reading the log is no reason to fall
                 print(text, flush=True)
             if kept is not None:
                 kept.write(text.encode("ascii"))
@@ -292,6 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         options = parse(argv, os.environ)
+        premises.check(settings.DAEMON, options)
         code = _run(options)
     except SystemExit as end:
         code = int(end.code or 0)

@@ -8,6 +8,7 @@ within a second. Nothing of the state is written for an export, so that it works
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import secrets
 import sqlite3
@@ -15,6 +16,8 @@ import stat
 import sys
 from collections.abc import Mapping, Sequence
 
+from brokervol.console import EXIT_INTERRUPTED, EXIT_OUTPUT_CLOSED
+from brokervol.task import abandon_output
 from storage.definitions import (
     AlreadyDefined,
     Definition,
@@ -33,6 +36,7 @@ from volumedriver.volume import check_name
 _EXIT_FAILED, _EXIT_CONFLICT = 1, 6
 _ATTEMPTS = 5
 _MOST_SHOWN = 20
+_LARGEST_BYTES = 64 << 20  # of a file to import; two hundred thousand volumes have as many
 
 
 class Failed(Exception):
@@ -50,11 +54,22 @@ class Conflict(Failed):
 def export_volumes(root: str, target: str) -> int:
     """Write the volumes below `root` to the file `target`, `-` for standard output; returns how many."""
     path = definitions_path(root)
-    if not os.path.exists(path) and not os.path.exists(backup_path(path)):
+    if not _is_there(path) and not _is_there(backup_path(path)):
         raise Failed(f"{root} holds no volumes: --root must be the driver's")
+    if os.path.realpath(os.path.dirname(target) or ".") == os.path.realpath(os.path.dirname(path)):
+        raise Failed(f"{target} would be among the driver's own files; name another directory")
     definitions = _defined(path)
     _write(target, to_json(definitions))
     return len(definitions)
+
+
+def _is_there(path: str) -> bool:
+    """Raises PermissionError where only root can tell."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _defined(path: str) -> list[Definition]:
@@ -76,17 +91,40 @@ def _defined(path: str) -> list[Definition]:
 def _write(target: str, text: str) -> None:
     """Replace a regular file at once; into what is none, such as a pipe or a device, the text goes as it is."""
     if target == "-":
-        sys.stdout.write(text)
+        _say(text)
         return
     try:
         is_file = stat.S_ISREG(os.lstat(target).st_mode)
     except FileNotFoundError:
         is_file = True
     if is_file:
-        write_privately(target, text.encode("ascii"), f"{target}.{secrets.token_hex(8)}")
+        unfinished = os.path.join(os.path.dirname(target), f".brokervol-{secrets.token_hex(8)}")
+        try:
+            write_privately(target, text.encode("ascii"), unfinished)
+        except OSError as error:  # whose name is the unfinished file's
+            raise Failed(f"{target}: {error.strerror}") from error
     else:
         with open(os.open(target, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC), "w", encoding="ascii") as file:
             file.write(text)
+
+
+def _say(text: str) -> None:
+    """Write to standard output, now.
+
+    Raises:
+        Failed: it is closed, or full.
+        BrokenPipeError: nobody reads it.
+    """
+    if sys.stdout is None:
+        raise Failed("standard output is closed")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        abandon_output()
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise Failed(f"standard output: {error.strerror}") from error
 
 
 def import_volumes(root: str, source: str) -> tuple[list[str], list[str]]:
@@ -96,8 +134,9 @@ def import_volumes(root: str, source: str) -> tuple[list[str], list[str]]:
         The names of those that were added, and of those that were there already with the same options.
     """
     wanted = _checked(from_json(_read(source)))
+    if not os.path.isdir(root):
+        raise Failed(f"{root} is no directory: --root must be the driver's; make it first where none has run yet")
     state = os.path.dirname(definitions_path(root))
-    os.makedirs(root, 0o755, exist_ok=True)
     os.makedirs(state, 0o700, exist_ok=True)
     with DefinitionStore(definitions_path(root), may_begin=True) as store:
         for _ in range(_ATTEMPTS):
@@ -113,11 +152,14 @@ def import_volumes(root: str, source: str) -> tuple[list[str], list[str]]:
     raise Failed("the driver keeps defining volumes of the same names; try again")
 
 
-def _read(source: str) -> str:
-    if source == "-":
-        return sys.stdin.read()
-    with open(source, encoding="utf-8") as file:
-        return file.read()
+def _read(source: str) -> bytes:
+    if source == "-" and sys.stdin is None:
+        raise Failed("standard input is closed")
+    with contextlib.nullcontext(sys.stdin.buffer) if source == "-" else open(source, "rb") as file:
+        content = file.read(_LARGEST_BYTES + 1)
+    if len(content) > _LARGEST_BYTES:
+        raise Failed(f"{source} is no export of volumes: it has more than {_LARGEST_BYTES} bytes")
+    return content
 
 
 def _checked(definitions: Sequence[Definition]) -> list[Definition]:
@@ -184,26 +226,38 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 1 for a failure, 2 for wrong usage, 6 for volumes that exist with other options."""
+    """Returns the exit code: 1 for a failure, 2 for wrong usage, 6 for volumes that exist with other options, 130
+    for Ctrl-C, 141 where nobody reads what is exported.
+    """
     options = _parser(os.environ).parse_args(argv)
     try:
-        if options.action == "export":
-            count = export_volumes(options.root, options.file)
-            if options.file != "-":
-                print(f"{count} volumes exported to {options.file}")
-            return 0
-        added, present = import_volumes(options.root, options.file)
+        told = _done(options)
+    except BrokenPipeError:
+        return EXIT_OUTPUT_CLOSED
+    except KeyboardInterrupt:
+        print(f"brokervol: volumes {options.action}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except (Failed, OSError, ValueError, sqlite3.Error) as error:
         print(f"brokervol: volumes {options.action}: {_sentence(error, options)}", file=sys.stderr)
         return getattr(error, "exit_code", _EXIT_FAILED)
-    names = f": {', '.join(added)}" if added else ""
-    print(f"{len(added)} volumes imported{names}; {len(present)} were there already")
+    with contextlib.suppress(Failed, BrokenPipeError):  # it is done, whether anybody reads so or not
+        _say(told)
     return 0
+
+
+def _done(options: argparse.Namespace) -> str:
+    """Do what is asked for; returns what to say then."""
+    if options.action == "export":
+        count = export_volumes(options.root, options.file)
+        return "" if options.file == "-" else f"{count} volumes exported to {options.file}\n"
+    added, present = import_volumes(options.root, options.file)
+    names = f": {', '.join(added)}" if added else ""
+    return f"{len(added)} volumes imported{names}; {len(present)} were there already\n"
 
 
 def _sentence(error: Exception, options: argparse.Namespace) -> str:
     if isinstance(error, OSError):
-        return f"{error.filename or options.file}: {error.strerror}"
+        return f"{error.filename or options.file or 'FILE'}: {error.strerror}"
     if isinstance(error, sqlite3.Error):
         return f"the definitions in {options.root} are not usable: {error}"
     return str(error) if isinstance(error, Failed) else f"{options.file} is no export of volumes: {error}"

@@ -11,15 +11,16 @@ import sys
 from collections.abc import Sequence
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from brokervol import settings
+from brokervol import premises, settings
 from brokervol.bundle import write_client
+from brokervol.kinds import AUDIT_OFF, AUDIT_TO_LOG
 from brokervol.server import UnixServer
 from brokervol.settings import Settings
 from sidecar import operators
 from sidecar.api import create_app
-from sidecar.audit import OFF, TO_LOG, AuditLog
+from sidecar.audit import AuditLog
 from sidecar.errors import refusal
 from sidecar.limits import limits_of, owner_of
 from sidecar.metrics import Metrics
@@ -45,8 +46,13 @@ CAPABILITIES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the sidecar until SIGTERM. Returns the exit code: 0, or 1 with a sentence on stderr."""
+    """Run the sidecar until SIGTERM. Returns the exit code: 0, or 1 with a sentence on stderr.
+
+    Raises:
+        SystemExit: with `settings.EXIT_REFUSED`, where a setting is not accepted.
+    """
     options = _options(argv)
+    premises.check(settings.SIDECAR, options)
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, options.log_level.upper())),
         processors=[
@@ -61,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     linux.die_with_supervisor(os.environ.get("BROKERVOL_SUPERVISED"))
     try:
         _serve(options)
-    except (InvalidWorkspaceConfiguration, OSError, SQLAlchemyError, sqlite3.Error) as error:
+    except (OSError, SQLAlchemyError, sqlite3.Error) as error:
         print(f"brokervol sidecar: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1
     return 0
@@ -78,7 +84,7 @@ def _serve(options: Settings) -> None:
     with contextlib.ExitStack() as stack:
         journal.use_owner(_journal_owner(state))
         workspaces = _workspaces(options, root, stack)
-        files = catalog.configure(options.database_url or f"sqlite:///{state}/catalog.sqlite")
+        files = _catalog(options, state)
         stack.callback(files.close)
         audit = AuditLog(_audit_target(options.audit_log, state))
         stack.callback(audit.close)
@@ -116,7 +122,7 @@ def _journal_owner(state: str) -> str:
 
 def _audit_target(given: str, state: str) -> str:
     """Where the audit log goes: a file's path, which is below the state directory if it is not absolute."""
-    return given if given in (TO_LOG, OFF) else os.path.join(state, given)
+    return given if given in (AUDIT_TO_LOG, AUDIT_OFF) else os.path.join(state, given)
 
 
 def _tell_sdk(options: Settings) -> None:
@@ -139,9 +145,17 @@ def _workspaces(options: Settings, root: str, stack: contextlib.ExitStack) -> Wo
     if options.view == "caller":
         definitions = stack.enter_context(DefinitionStore(definitions_path(root)))
         return CallerWorkspaces(root, definitions)
-    if not options.workspaces:
-        raise InvalidWorkspaceConfiguration("workspaces", "--view self needs --workspaces FILE")
-    return read_workspaces(options.workspaces)
+    try:
+        return read_workspaces(options.workspaces)
+    except InvalidWorkspaceConfiguration as error:
+        settings.refuse(settings.SIDECAR, Settings.workspaces.refusal(options.workspaces, str(error)))
+
+
+def _catalog(options: Settings, state: str) -> catalog.Catalog:
+    try:
+        return catalog.configure(options.database_url or f"sqlite:///{state}/catalog.sqlite")
+    except ArgumentError as error:  # the URL's fault, not that of the database
+        settings.refuse(settings.SIDECAR, Settings.database_url.refusal(options.database_url, str(error)))
 
 
 def _give_up_privileges(view: str) -> None:

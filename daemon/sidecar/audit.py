@@ -21,6 +21,7 @@ from logging.handlers import RotatingFileHandler
 
 import structlog
 
+from brokervol.kinds import AUDIT_OFF, AUDIT_TO_LOG
 from brokervol.server import Connection
 from sidecar.caller import Caller
 from sidecar.metrics import Call, Metrics
@@ -29,8 +30,6 @@ from storage import linux
 
 log = structlog.get_logger()
 
-TO_LOG = "-"
-OFF = "off"
 _FILE_BYTES = 20 * 1024 * 1024
 _FILES_KEPT = 5
 _LONGEST_PATH = 1000
@@ -219,9 +218,9 @@ class _Stream:
 
 
 def _handler(target: str) -> _Handler | _Stream | None:
-    if target == OFF:
+    if target == AUDIT_OFF:
         return None
-    if target == TO_LOG:
+    if target == AUDIT_TO_LOG:
         return _Stream()
     return _Handler(target, maxBytes=_FILE_BYTES, backupCount=_FILES_KEPT)
 

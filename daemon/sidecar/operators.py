@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 
 from brokervol import __version__
+from brokervol.kinds import Address
 from brokervol.server import Limits, Load, TcpServer, UnixServer
-from brokervol.settings import Address
 from sidecar.metrics import Metrics
 
 if TYPE_CHECKING:

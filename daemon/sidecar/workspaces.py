@@ -166,7 +166,7 @@ def read_workspaces(path: str) -> SelfWorkspaces:
     try:
         with open(path, encoding="utf-8") as file:
             entries = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidWorkspaceConfiguration("workspaces", f"{path} is not JSON: {error}") from error
     if not isinstance(entries, dict):
         raise InvalidWorkspaceConfiguration("workspaces", f"{path} must hold an object of name to configuration")

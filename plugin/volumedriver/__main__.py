@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from brokervol import settings
+from brokervol import premises, settings
 from brokervol.server import Limits, UnixServer
 from brokervol.settings import Setting, Settings
 from storage import linux
@@ -60,6 +60,7 @@ _LIMITS = Limits(requests=2 * MOST_DOUBTFUL, wait_s=3600, idle_s=3600)
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM. Mounts stay when the process ends: containers use them."""
     options = _options(argv)
+    premises.check(settings.DRIVER, options)
     _configure_log(options.log_level)
     linux.die_with_supervisor(os.environ.get("BROKERVOL_SUPERVISED"))
     try:

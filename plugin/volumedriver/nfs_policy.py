@@ -90,9 +90,12 @@ def parse_allowed(text: str) -> list[Allowed]:
     """The entries of a list separated by commas or spaces: `nas`, `nas:/export`, `10.0.0.0/8`, `[fd00::/8]:/x`.
 
     Raises:
-        ValueError: with a sentence, where one of them is none of these.
+        ValueError: with a sentence, where one of them is none of these, or there is none.
     """
-    return [_entry(word) for word in re.split(r"[,\s]+", text) if word]
+    entries = [_entry(word) for word in re.split(r"[,\s]+", text) if word]
+    if text and not entries:  # it was meant to allow less than all
+        raise ValueError("it names no server; empty allows all")
+    return entries
 
 
 def _entry(word: str) -> Allowed:

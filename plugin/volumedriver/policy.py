@@ -45,13 +45,16 @@ def parse_allowed(text: str) -> tuple[str, ...]:
     """The directories of a colon- or comma-separated list.
 
     Raises:
-        ValueError: with a sentence, where one of them is not an absolute canonical path.
+        ValueError: with a sentence, where one of them is not an absolute canonical path, or there is none.
     """
     paths = [part.strip() for part in re.split("[:,]", text)]
     canonical = [path.rstrip("/") or "/" for path in paths if path]
     for path in canonical:
-        if (problem := path_problem(path)) is not None:
+        problem = path_problem(path) if path.isprintable() else "it holds a control character"
+        if problem is not None:
             raise ValueError(f"the allowed host path {path!r} is not accepted: {problem}")
+    if text and not canonical:  # it was meant to allow less than all
+        raise ValueError("it names no directory; empty allows all but the system's")
     return tuple(canonical)
 
 

@@ -583,7 +583,8 @@ def test_a_bad_workspaces_file_is_refused_at_start_with_a_sentence(
         str(short_dir),
     ]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 1
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"brokervol sidecar: BROKERVOL_WORKSPACES (--workspaces) is {str(file)!r}; ")
     assert told in ended.stderr
     assert "Traceback" not in ended.stderr
     assert len(ended.stderr.splitlines()) == 1

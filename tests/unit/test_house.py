@@ -15,7 +15,10 @@ SOURCES = sorted([*ROOT.glob("daemon/**/*.py"), *ROOT.glob("plugin/**/*.py")])
 TESTS = sorted(ROOT.glob("tests/**/*.py"))
 
 # What both processes share, and which of our packages each may import.
-_SHARED = {"brokervol.server", "brokervol.settings", "brokervol.__version__"}
+_SHARED = {
+    *("brokervol.server", "brokervol.settings", "brokervol.kinds", "brokervol.premises"),
+    "brokervol.__version__",
+}
 ALLOWED = {
     "storage": {"storage"},
     "sidecar": {"sidecar", "storage", "brokervol.bundle", *_SHARED},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,13 +14,14 @@ from typing import Any
 
 import pytest
 
-from brokervol import settings
-from brokervol.settings import ALL, DAEMON, DRIVER, SIDECAR, Address, Setting, Settings
+from brokervol import premises, settings
+from brokervol.kinds import Address
+from brokervol.settings import ALL, DAEMON, DRIVER, SIDECAR, Setting, Settings
 from lab import declared
 from sidecar.limits import DEFAULTS, Limits, limits_of
 from storage.brokers.s3_broker import BULK_VARIABLE
 from unit.sidecar_process import clean_environment
-from volumedriver import nfs, nfs_servers, reconcile
+from volumedriver import nfs, nfs_policy, nfs_servers, policy, reconcile
 
 ROOT = Path(__file__).parents[2]
 WHOLE = re.compile(r"a whole number from (\d+) to (\d+)")
@@ -31,6 +33,18 @@ VARIABLE = re.compile(
 OTHERS = {"BROKERVOL_SUPERVISED", "BROKERVOL_BUILD", "BROKERVOL_DEBUG"}
 # The SDK's names of what is no setting of ours: the keys in a profile, and what only AWS gives a machine.
 OF_SDK = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
+
+NO_URLS = (
+    *("not a url", " ", "ftp://host", "http://", "host:3128", "HTTP://host", "https://a b", "http://host\n"),
+    *(
+        "https://host:0",
+        "https://host:65536",
+        "https://host:x",
+        "https://host:٣",
+        "https://host/x",
+        "https://host?x",
+    ),
+)
 
 
 def read(process: str, *argv: str, **environment: str) -> Settings:
@@ -92,6 +106,17 @@ def test_numbers_have_a_range_and_say_so(setting: Setting[int]) -> None:
             (SIDECAR, "STATUS_LISTEN", text, "a loopback address with a port")
             for text in ("127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:x", "[127.0.0.1]:9323", "127.0.0.1:9323 ")
         ),
+        (SIDECAR, "STATUS_LISTEN", "[::1%lo]:9323", "a loopback address with a port"),
+        *(
+            (DAEMON, f"BROKERVOL_{name}", text, "an absolute path")
+            for name in ("ROOT", "HOSTFS", "SOCKET", "LISTEN", "WORKSPACES", "CREDENTIALS")
+            for text in ("srv/volumes", "/srv/volumes ", " /srv", "/srv\n", "/srv/\udcff", "~/srv")
+        ),
+        *(
+            (SIDECAR, "BROKERVOL_AUDIT_LOG", text, "a file, below ROOT/.state")
+            for text in ("../x", "/a/../x", "x/")
+        ),
+        *((SIDECAR, "BROKERVOL_AUDIT_LOG", text, "a file, below ROOT/.state") for text in (".", "x\n", " ")),
     ],
 )
 def test_a_wrong_value_is_told_with_its_variable_and_what_is_accepted(
@@ -100,6 +125,63 @@ def test_a_wrong_value_is_told_with_its_variable_and_what_is_accepted(
     (sentence,) = refused(capfd, process, **{variable: text})
     assert sentence.startswith(f"brokervol {process}: {variable} (--")
     assert f") is {text!r}; accepted is {accepted}" in sentence
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "accepted"),
+    [
+        *(("AWS_ENDPOINT_URL_S3", text, "https://host or http://host:port") for text in NO_URLS),
+        *(
+            ("HTTPS_PROXY", text, "an URL, such as http://proxy:3128")
+            for text in (*NO_URLS, "socks5://proxy:1080")
+        ),
+        *(
+            ("AWS_DEFAULT_REGION", text, "a region's name")
+            for text in ("Frankfurt!", " eu-central-1", "eu_central")
+        ),
+        ("AWS_CA_BUNDLE", "ca.pem", "an absolute path"),
+        ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials", "an absolute path"),
+    ],
+)
+def test_what_the_sdk_reads_is_checked_as_well(
+    capfd: pytest.CaptureFixture[str], variable: str, text: str, accepted: str
+) -> None:
+    (sentence,) = refused(capfd, SIDECAR, **{variable: text})
+    assert sentence.startswith(f"brokervol sidecar: {variable} is {text!r}; accepted is {accepted}")
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        *(
+            ("AWS_ENDPOINT_URL_S3", text)
+            for text in ("https://s3.example", "http://[fd00::1]:9000", "http://minio:9000/")
+        ),
+        *(
+            ("HTTPS_PROXY", text)
+            for text in ("http://proxy:3128", "http://me:a%40b@proxy:3128/", "https://10.0.0.1")
+        ),
+        ("DATABASE_URL", "sqlite:////srv/a catalog.sqlite?timeout=3"),
+        ("DATABASE_URL", "postgresql+psycopg://me:p@host/db"),
+        ("BROKERVOL_AUDIT_LOG", "OFF"),
+        ("BROKERVOL_AUDIT_LOG", "/var/log/brokervol/audit..jsonl"),
+    ],
+)
+def test_what_is_right_is_taken(variable: str, text: str) -> None:
+    assert read(SIDECAR, **{variable: text}).environment() == {variable: text}
+
+
+def test_no_password_of_an_url_is_repeated(capfd: pytest.CaptureFixture[str]) -> None:
+    told = refused(
+        capfd,
+        DAEMON,
+        DATABASE_URL="sqlite://:memory:",
+        HTTPS_PROXY="me:hunter2@proxy:3128",
+        AWS_ENDPOINT_URL_S3="https://me:hunter2@host",
+        BROKERVOL_ROOT="https://me:hunter2@host",
+    )
+    assert len(told) == 4
+    assert all("is something that is not repeated here; accepted is " in sentence for sentence in told)
 
 
 def test_all_that_is_wrong_is_told_at_once(capfd: pytest.CaptureFixture[str]) -> None:
@@ -118,11 +200,189 @@ def test_an_unknown_option_is_told_in_one_sentence(capfd: pytest.CaptureFixture[
     assert sentence == "brokervol daemon: unrecognized arguments: --sock x; --help lists what is accepted"
 
 
+# What is on this machine
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory, and where the process is, with a file, links, a pipe, certificates and a directory of state."""
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "lost").symlink_to("nowhere")
+    (tmp_path / "ca.pem").write_text("-----BEGIN CERTIFICATE-----")
+    (tmp_path / "root/.state/directory").mkdir(parents=True)
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        (DAEMON, "root", "HERE/file", "HERE/file is no directory"),
+        (DAEMON, "root", "HERE/file/below", "HERE/file is no directory"),
+        (DRIVER, "socket", "HERE/lost/socket", "HERE/lost is a link to nothing"),
+        (DRIVER, "root", "/..", "no directory of this host could be a volume then"),
+        (SIDECAR, "root", f"/{'x' * 100}", "of its sidecar/broker.sock, Linux takes 107 bytes of a socket's path"),
+        (DRIVER, "root", f"/{'x' * 256}", "file name too long"),
+        (DRIVER, "hostfs", "HERE/none", "there is no such directory"),
+        (DRIVER, "socket", "HERE/file", "there is something that is no socket"),
+        (DAEMON, "socket", "HERE/file/socket", "HERE/file is no directory"),
+        (SIDECAR, "listen", "HERE", "there is something that is no socket"),
+        (SIDECAR, "listen", f"/{'x' * 107}", "Linux takes 107 bytes of a socket's path"),
+        (SIDECAR, "listen", f"/{'x' * 98}/s", "98 of them its directory's"),
+        (SIDECAR, "listen", "/run/docker/plugins/brokervol.sock", "that is the socket that the engine calls"),
+        (SIDECAR, "database_url", "sqlite:////none/x", "there is no directory /none"),
+        (
+            SIDECAR,
+            "database_url",
+            "sqlite:///none/x",
+            "there is no directory HERE/none (an absolute path has four",
+        ),
+        (SIDECAR, "database_url", "sqlite:///HERE", "it is there, and no file"),
+        (SIDECAR, "database_url", "sqlite:///HERE/root/.state/mounts.sqlite", "that brokervol keeps there itself"),
+        (SIDECAR, "audit_log", "/etc", "it is a directory"),
+        (SIDECAR, "audit_log", "directory", "it is a directory"),
+        (SIDECAR, "audit_log", "none/x", "there is no directory HERE/root/.state/none"),
+        (SIDECAR, "audit_log", "/none/x", "there is no directory /none"),
+        (SIDECAR, "audit_log", "HERE/link", "it is a link"),
+        (SIDECAR, "audit_log", "HERE/pipe", "it is a pipe"),
+        (SIDECAR, "audit_log", "definitions.sqlite", "is a file that brokervol keeps there itself"),
+        (SIDECAR, "audit_log", "HERE/root/.state/log.jsonl", "is a file that brokervol keeps there itself"),
+        (SIDECAR, "aws_ca_bundle", "/none.pem", "there is no such file"),
+        (SIDECAR, "aws_ca_bundle", "/etc", "it is a directory"),
+        (SIDECAR, "aws_ca_bundle", "HERE/file", "it holds no certificate"),
+        (SIDECAR, "aws_ca_bundle", "HERE/pipe", "it holds no certificate"),
+        (SIDECAR, "credentials", "/etc", "it is a directory"),
+        (SIDECAR, "aws_shared_credentials_file", "/etc", "it is a directory"),
+    ],
+    ids=lambda wrong: f"{wrong[1]}-{wrong[2]:.30}",
+)
+def test_what_is_not_as_a_setting_says_is_told(
+    place: Path, capfd: pytest.CaptureFixture[str], wrong: tuple[str, str, str, str]
+) -> None:
+    process, name, text, why = wrong
+    given = {"root": str(place / "root"), name: text.replace("HERE", str(place))}
+    with pytest.raises(SystemExit) as end:
+        premises.check(process, Settings(given))
+    assert end.value.code == 2
+    (sentence,) = capfd.readouterr().err.splitlines()
+    assert sentence.startswith(f"brokervol {process}: {vars(Settings)[name].variable}")
+    assert why.replace("HERE", str(place)) in sentence
+
+
+def test_in_the_plugin_it_is_told_where_the_files_of_the_host_are(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = {"root": str(place), "hostfs": str(place), "aws_ca_bundle": "/etc/ca.pem"}
+    with pytest.raises(SystemExit):
+        premises.check(SIDECAR, Settings(given))
+    assert f"there is no such file; the host's files are below {place}\n" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["", "HERE/none.json", "HERE"])
+def test_the_view_of_its_own_needs_a_file_of_workspaces(
+    place: Path, capfd: pytest.CaptureFixture[str], file: str
+) -> None:
+    given = {"root": str(place), "workspaces": file.replace("HERE", str(place))}
+    premises.check(SIDECAR, Settings(given))
+    with pytest.raises(SystemExit):
+        premises.check(SIDECAR, Settings({**given, "view": "self"}))
+    assert "BROKERVOL_WORKSPACES (--workspaces) is '" in capfd.readouterr().err
+
+
+def test_what_is_there_or_can_be_made_passes(place: Path) -> None:
+    given = {
+        "root": "lost/root",
+        "socket": "new/run/driver.sock",
+        "listen": "root/../new/broker.sock",
+        "credentials": "none",
+        "aws_ca_bundle": "ca.pem",
+        "workspaces": "pipe",
+        "audit_log": "file",
+    }
+    absolute = {name: str(place / path) for name, path in given.items()}
+    absolute |= {"view": "self", "database_url": f"sqlite:///{place}/link"}
+    premises.check(DAEMON, Settings(absolute))
+    for text in ("-", "off", "audit.jsonl", "lock.jsonl", "/dev/null"):
+        premises.check(DAEMON, Settings({**absolute, "audit_log": text}))
+    assert not {"new", "nowhere"} & {*os.listdir(place)}, "nothing is made"
+
+
+HOSTILE = (
+    *(
+        " ",
+        "\n",
+        "x ",
+        "-1",
+        "+5",
+        "5s",
+        "1e3",
+        "0x10",
+        "1_000",
+        "٣",
+        "9" * 5000,
+        "nan",
+        "true",
+        "\udcff",
+        ",",
+        ":",
+    ),
+    *(
+        "/",
+        "//",
+        "/etc",
+        "/etc/",
+        "/etc/passwd",
+        "/none/x",
+        "../x",
+        "x/y",
+        "/srv\n/data",
+        f"/{'x' * 300}",
+        "/x" * 3000,
+    ),
+    *(
+        "ftp://host",
+        "http://me:hunter2@host/x",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "[::1]:1",
+        "127.0.0.1:1",
+        "off",
+        "-",
+    ),
+)
+
+
+@pytest.mark.parametrize("setting", ALL, ids=lambda setting: setting.name)
+def test_whatever_is_given_is_taken_or_refused_in_one_sentence(
+    capfd: pytest.CaptureFixture[str], setting: Setting[object]
+) -> None:
+    lists = {"allowed_host_paths": policy.parse_allowed, "allowed_nfs_servers": nfs_policy.parse_allowed}
+    for text in HOSTILE:
+        sentences = []
+        try:
+            setting.value(text)
+            lists.get(setting.name, str)(text)
+            premises.check(DAEMON, Settings({setting.name: text}))
+        except ValueError as error:
+            sentences = [str(error)]
+        except SystemExit:
+            sentences = capfd.readouterr().err.splitlines()
+        for sentence in sentences:
+            assert setting.variable in sentence or "is not accepted: " in sentence or "it names no " in sentence
+            assert len(sentence.splitlines()) == 1
+            assert "hunter2" not in sentence or setting.name in lists or setting.name == "audit_log"
+        assert len(sentences) <= 1
+
+
 @pytest.mark.parametrize(
     ("variable", "text", "why"),
     [
         ("ALLOWED_HOST_PATHS", "/srv:data", "the allowed host path 'data' is not accepted"),
         ("ALLOWED_NFS_SERVERS", "nas export:", "export:"),
+        ("ALLOWED_HOST_PATHS", ",", "it names no directory; empty allows all but the system's"),
+        ("ALLOWED_NFS_SERVERS", " ", "it names no server; empty allows all"),
         ("BROKERVOL_MAX_REQUESTS", "0", "accepted is a whole number from 1 to 4096"),
     ],
 )
@@ -147,17 +407,39 @@ def test_the_daemon_ends_before_anything_is_served(tmp_path: Path, variable: str
     assert not (tmp_path / "driver.sock").exists()
 
 
-def test_in_the_plugin_the_daemon_waits_for_the_engine_to_end_it() -> None:
+@pytest.mark.parametrize(("variable", "text"), [("LOG_LEVEL", "loud"), ("AWS_CA_BUNDLE", "/hostfs/none.pem")])
+def test_in_the_plugin_the_daemon_waits_for_the_engine_to_end_it(variable: str, text: str) -> None:
     """An engine starts a plugin again that ends by itself, and loses track of it."""
-    environment = {**clean_environment(), "BROKERVOL_BUILD": "x", "LOG_LEVEL": "loud"}
+    environment = {**clean_environment(), "BROKERVOL_BUILD": "x", variable: text}
     command = [sys.executable, "-m", "brokervol", "daemon"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as daemon:
         assert daemon.stderr is not None
-        assert "LOG_LEVEL (--log-level) is 'loud'" in daemon.stderr.readline()
+        line = daemon.stderr.readline()
+        assert line.startswith(f"brokervol daemon: {variable} ")
+        assert f" is {text!r}; " in line
         with pytest.raises(subprocess.TimeoutExpired):
             daemon.wait(0.3)
         daemon.terminate()
         assert daemon.wait(20) == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("postgresql://me:hunter2@host:port/x", "the port in the database's URL is not a number"),
+        ("postgresql+nope://me:hunter2@host/x", "Can't load plugin: sqlalchemy.dialects:postgresql.nope"),
+    ],
+)
+def test_what_only_the_sidecar_can_judge_ends_it_as_any_wrong_setting(tmp_path: Path, url: str, why: str) -> None:
+    (tmp_path / "w.json").write_text("{}")
+    command = [sys.executable, "-m", "sidecar", "--root", str(tmp_path), "--view", "self"]
+    command += ["--workspaces", str(tmp_path / "w.json"), "--database-url", url]
+    done = subprocess.run(
+        command, env=clean_environment(), capture_output=True, text=True, check=False, timeout=50
+    )
+    assert done.returncode == 2
+    hidden = "DATABASE_URL (--database-url) is something that is not repeated here"
+    assert done.stderr == f"brokervol sidecar: {hidden}; {why}\n"
 
 
 @pytest.mark.parametrize("process", [DRIVER, SIDECAR, DAEMON])

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import socket
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from brokervol.client import Client
+from brokervol.settings import EXIT_REFUSED
 from brokervol.supervisor import Backoff, parse, programs
 from unit.sidecar_process import clean_environment
 
@@ -334,6 +336,21 @@ def test_an_orphan_is_adopted_and_reaped() -> None:
         supervised.stop()
 
 
+# What gives a service a mount namespace of its own, by systemd.exec(5).
+OF_A_NAMESPACE = re.compile(
+    r"(Private(Tmp|Devices|Mounts|IPC|Users)|Protect\w+|ProcSubset|MountFlags|MountAPIVFS|Root\w+|Bind\w*Paths"
+    r"|(ReadWrite|ReadOnly|Inaccessible|Exec|NoExec)Paths|TemporaryFileSystem|MountImages|Extension\w+"
+    r"|DynamicUser|LogNamespace|NetworkNamespacePath|PrivateNetwork|RestrictNamespaces|SystemCallFilter)="
+)
+
+
+def test_the_service_mounts_where_the_engine_sees_it_and_its_processes_end_one_by_one() -> None:
+    """Namespaces, and calls it could not make; systemd would end all for one that the kernel killed."""
+    lines = (Path(__file__).parents[2] / "plugin/brokervol.service").read_text().splitlines()
+    assert [line for line in lines if OF_A_NAMESPACE.match(line)] == []
+    assert {"OOMPolicy=continue", "KillMode=mixed", f"RestartPreventExitStatus={EXIT_REFUSED}"} <= {*lines}
+
+
 # --- `brokervol daemon` ----------------------------------------------------------------------------------
 
 
@@ -362,6 +379,16 @@ def test_a_child_that_does_not_accept_its_settings_ends_it_all() -> None:
     assert stopping["reason"] == "settings that are not accepted"
     assert supervised.process.returncode == 2
     assert "received SIGTERM 0" in out or "up" not in supervised.said
+
+
+def test_a_child_that_had_accepted_its_settings_does_not_end_the_other(tmp_path: Path) -> None:
+    """They are the same: it misses a file, say, that may come back."""
+    again = 'mkdir "$0" 2>/dev/null && exit 1; mkdir "$0/x" 2>/dev/null && exit 2; exec sleep 60'
+    with supervise(["/bin/sh", "-c", again, str(tmp_path / "x")], python(CHILD)) as supervised:
+        supervised.event("died", child="child0", reason="exit code 1")
+        supervised.event("died", child="child0", reason="exit code 2")
+        supervised.event("started", child="child0")
+        supervised.stop()
 
 
 @pytest.mark.root

@@ -55,7 +55,6 @@ def test_allowed_paths_are_whole_components_and_do_not_lift_refusals() -> None:
     ("text", "paths"),
     [
         ("", ()),
-        (" , :", ()),
         ("/srv", ("/srv",)),
         ("/srv/:/mnt, /home", ("/srv", "/mnt", "/home")),
         ("/", ("/",)),
@@ -65,9 +64,15 @@ def test_allowed_list(text: str, paths: tuple[str, ...]) -> None:
     assert parse_allowed(text) == paths
 
 
-@pytest.mark.parametrize("text", ["srv", "/srv:data", "/srv/../etc", "//srv"])
+@pytest.mark.parametrize("text", ["srv", "/srv:data", "/srv/../etc", "//srv", "/srv\n/data"])
 def test_wrong_allowed_list_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not accepted"):
+        parse_allowed(text)
+
+
+@pytest.mark.parametrize("text", [" ", ":", " , :", "\n"])
+def test_a_list_of_nothing_does_not_allow_everything(text: str) -> None:
+    with pytest.raises(ValueError, match="it names no directory; empty allows all but the system's"):
         parse_allowed(text)
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import signal
 import stat
 import subprocess
+import sys
+import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +22,7 @@ from lab.memory_driver import Machine
 from lab.namespaces import in_private_namespace
 from storage.definitions import backup_path, definitions_path
 from storage.volume_records import from_json
+from unit.sidecar_process import clean_environment
 from volumedriver.errors import StateDamaged
 
 HOST = {"host_path": "/srv/data"}
@@ -74,7 +81,7 @@ def test_standard_output_and_input_and_a_host_without_a_driver(
     os.write(writing, exported.encode())
     os.close(writing)
     root = tmp_path / "new/root"
-    root.parent.mkdir()
+    root.mkdir(parents=True)
     with os.fdopen(reading) as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
         assert main(["volumes", "--root", str(root), "import", "-"]) == 0
@@ -301,4 +308,111 @@ def test_import_where_the_definitions_were_lost(machine: Machine, tmp_path: Path
     with pytest.raises(StateDamaged, match="brokervol volumes import"):
         machine.start()
     assert run(machine, "import", file) == 0
+    assert described_after_start(machine) == before
+
+
+def as_process(machine: Machine, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "brokervol", "volumes", "--root", str(machine.root), *arguments]
+
+
+def exporting(machine: Machine, stdout: int, prefix: tuple[str, ...] = ()) -> tuple[int, str]:
+    """The exit code of an export to a standard output, and what is said of it."""
+    command = [*prefix, *as_process(machine, "export")]
+    done = subprocess.run(
+        command, env=clean_environment(), stdout=stdout, stderr=subprocess.PIPE, timeout=50, check=False, text=True
+    )
+    return done.returncode, done.stderr
+
+
+def test_an_export_that_cannot_be_written_to_standard_output_ends_in_a_sentence(machine: Machine) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    assert exporting(machine, writing) == (141, ""), "as `| head`"
+    os.close(writing)
+    with open("/dev/full", "w") as full:
+        told = "brokervol: volumes export: standard output: No space left on device\n"
+        assert exporting(machine, full.fileno()) == (1, told)
+    closed = ("sh", "-c", 'exec "$@" >&-', "sh")
+    told = "brokervol: volumes export: standard output is closed\n"
+    assert exporting(machine, subprocess.DEVNULL, closed) == (1, told)
+
+
+def test_what_was_done_is_no_failure_where_nobody_reads_so(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert run(machine, "export", str(tmp_path / "saved")) == 0
+    assert len(from_json((tmp_path / "saved").read_text())) == 2
+
+
+def test_an_import_from_standard_input_is_ended_by_ctrl_c(other: Machine) -> None:
+    command = as_process(other, "import", "-")
+    with subprocess.Popen(
+        command, env=clean_environment(), stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as importing:
+        assert importing.stdin is not None
+        importing.stdin.write("{")
+        importing.stdin.flush()
+        deadline = time.monotonic() + 20
+        while is_unread(importing.stdin.fileno()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        importing.send_signal(signal.SIGINT)
+        _, told = importing.communicate(timeout=20)
+    assert (importing.returncode, told) == (130, "brokervol: volumes import: interrupted\n")
+    assert described_after_start(other) == []
+
+
+def is_unread(pipe: int) -> bool:
+    return fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)) != bytes(4)
+
+
+def test_an_import_never_ends_for_want_of_memory(other: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(other, "import", "/dev/zero") == 1
+    assert capsys.readouterr().err.endswith("/dev/zero is no export of volumes: it has more than 67108864 bytes\n")
+
+
+def test_a_root_that_is_not_there_is_refused_and_not_made(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, typo = str(tmp_path / "saved"), tmp_path / "rot"
+    assert run(machine, "export", file) == 0
+    assert main(["volumes", "--root", str(typo), "import", file]) == 1
+    assert f"{typo} is no directory: --root must be the driver's; make it first" in capsys.readouterr().err
+    assert not typo.exists()
+    assert main(["volumes", "--root", file, "import", file]) == 1
+    assert "saved is no directory" in capsys.readouterr().err
+
+
+def test_an_export_that_fails_leaves_nothing_and_names_its_target(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    longest = "x" * 255
+    for target in ("here", longest):
+        assert run(machine, "export", target) == 0
+        assert len(from_json(Path(target).read_text())) == 2
+    before = set(os.listdir())
+
+    def full(_: int) -> None:
+        (unfinished,) = set(os.listdir()) - before
+        assert stat.S_IMODE(os.stat(unfinished).st_mode) == 0o600
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    capsys.readouterr()
+    assert run(machine, "export", "here") == 1
+    assert capsys.readouterr().err == "brokervol: volumes export: here: No space left on device\n"
+    assert set(os.listdir()) == before
+    assert run(machine, "export", "none/here") == 1
+    assert capsys.readouterr().err == "brokervol: volumes export: none/here: No such file or directory\n"
+
+
+def test_an_export_never_replaces_what_the_driver_keeps(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = described(machine)
+    assert run(machine, "export", definitions_path(str(machine.root))) == 1
+    assert "would be among the driver's own files; name another directory" in capsys.readouterr().err
     assert described_after_start(machine) == before
