@@ -40,7 +40,7 @@ def status_command(site: Site, file: Path) -> None:
     with site.driver.host.container(site.driver.mountpoint("imagery")), open(os.devnull, "w") as nowhere:
         page = status.page(status.look(site.driver.process.socket_path), datetime.now(UTC))
         console = Console(record=True, width=_COLUMNS, force_terminal=True, file=nowhere)
-        console.print(tables._rich(page))
+        console.print(tables._rich(page, _COLUMNS))
     svg = console.export_svg(title="brokervol status")
     file.write_text(re.sub(r"@font-face {.*?}\s*", "", svg, flags=re.DOTALL))  # from elsewhere; there are others
 

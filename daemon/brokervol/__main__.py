@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from brokervol import task
+from brokervol.console import EXIT_INTERRUPTED
 
 # Each is imported only when it is run: `brokervol ls` must not pay for Flask.
 PROCESSES = {
@@ -30,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in _ON_HOST:
         module, _ = _ON_HOST[arguments[0]]
-        return int(importlib.import_module(module).main(arguments[1:]))
+        try:
+            return int(importlib.import_module(module).main(arguments[1:]))
+        except KeyboardInterrupt:  # before that could begin
+            return EXIT_INTERRUPTED
     return task.main(arguments, more_help=_HELP, more_commands=tuple(_ON_HOST))
 
 

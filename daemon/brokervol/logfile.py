@@ -17,6 +17,9 @@ from typing import NamedTuple
 
 MOST_BYTES = 5 << 20
 
+SPEAKING = threading.Lock()
+"""Held by who writes to this process's outputs: a long line takes several writes, and no other comes between."""
+
 _CHUNK = 1 << 16
 _LONGEST_LINE = 1 << 20
 _END_S = 2.0
@@ -152,7 +155,7 @@ class Relay:
     def _pass_on(self, stream: _Stream, data: bytes) -> None:
         lines = stream.lines(data)
         rest = memoryview(lines)
-        with contextlib.suppress(OSError):  # nobody reading the log is no reason to fall
+        with contextlib.suppress(OSError), SPEAKING:  # nobody reading the log is no reason to fall
             while rest:
                 rest = rest[os.write(stream.target_fd, rest) :]
         for line in lines.splitlines():

@@ -7,19 +7,19 @@ import contextlib
 import json
 import os
 import re
-import sys
+import stat
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import IO, Any
+from typing import Any
 
 from brokervol import tables
-from brokervol.console import EXIT_OUTPUT_CLOSED, complain
+from brokervol.console import complain
 from brokervol.doctor import site
 from brokervol.logfile import log_path
 from brokervol.supervisor import LEVELS
-from brokervol.task import abandon_output
+from brokervol.tool import guarded
 
 _EXIT_NONE = 1
 _POLL_S = 0.2
@@ -27,6 +27,9 @@ _LINES = 100
 _WIDTHS = (7, 20, 10)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _SPAN = re.compile(r"([0-9]{1,6})([smhd])")
+_CHUNK = 1 << 20
+_LONGEST_LINE = 4 << 20  # the daemon keeps none of more than 1 MiB
+_DEL_AND_C1, _C0 = re.compile("[\x7f-\x9f]"), re.compile("[\x00-\x1f]")
 _SHOWN_ELSEWHERE = frozenset(("timestamp", "level", "process", "event", "exception"))
 
 _EPILOG = """\
@@ -53,46 +56,68 @@ def entries(path: str, *, follow: bool = False) -> Iterator[tuple[str, Entry]]:
 
     Raises:
         OSError: it cannot be read.
+        Unseen: it is no file.
     """
-    with contextlib.suppress(FileNotFoundError), open(f"{path}.1", encoding="utf-8", errors="replace") as older:
+    with contextlib.suppress(FileNotFoundError), contextlib.closing(_File(f"{path}.1")) as older:
         yield from _parsed(older)
-    file = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115  # another, when that is turned over
+    file = _File(path)
     try:
         yield from _parsed(file)
         while follow:
             yield "", {}
-            if _is_replaced(file, path):
+            if file.is_replaced():
                 yield from _parsed(file)  # what was written last
                 file.close()
-                file = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115
+                file = _File(path)
             yield from _parsed(file)
     finally:
         file.close()
 
 
-def _is_replaced(file: IO[str], path: str) -> bool:
-    try:
-        return os.stat(path).st_ino != os.fstat(file.fileno()).st_ino
-    except FileNotFoundError:
-        return False
+class _File:
+    """A file of the log, and how far it has been read. Raises Unseen for what is none, such as a FIFO."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        # Not to wait for somebody who writes, where it is a FIFO.
+        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            self.close()
+            raise Unseen(f"{path} is no regular file: move it away, and start the driver anew")
+        self._read = 0
+        self._rest = b""
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def is_replaced(self) -> bool:
+        try:
+            return os.stat(self._path).st_ino != os.fstat(self._fd).st_ino
+        except FileNotFoundError:
+            return False
+
+    def lines(self) -> Iterator[bytes]:
+        """The whole lines that nobody has read yet. Of one that is too long there is but a part."""
+        if os.fstat(self._fd).st_size < self._read:  # somebody has emptied it
+            self._read, self._rest = 0, b""
+        while chunk := os.pread(self._fd, _CHUNK, self._read):
+            self._read += len(chunk)
+            *whole, rest = (self._rest + chunk).split(b"\n")
+            self._rest = rest[:_LONGEST_LINE]
+            yield from whole
 
 
-def _parsed(file: IO[str]) -> Iterator[tuple[str, Entry]]:
-    """From where the file was read to, up to its last whole line."""
-    while True:
-        start = file.tell()
-        line = file.readline()
-        if not line.endswith("\n"):
-            file.seek(start)
-            return
-        with contextlib.suppress(ValueError):
-            entry = json.loads(line)
+def _parsed(file: _File) -> Iterator[tuple[str, Entry]]:
+    for line in file.lines():
+        text = line.decode(errors="replace")
+        with contextlib.suppress(ValueError, RecursionError):
+            entry = json.loads(text)
             if isinstance(entry, dict):
-                yield line.rstrip("\n"), entry
+                yield text, entry
 
 
 def _is_wanted(entry: Entry, options: argparse.Namespace) -> bool:
-    level = entry.get("level", "info")
+    level = str(entry.get("level", "info")).lower()
     if level in LEVELS and LEVELS.index(level) < LEVELS.index(options.level):
         return False
     if options.since is not None and str(entry.get("timestamp", "")) < options.since:
@@ -105,32 +130,46 @@ def _is_wanted(entry: Entry, options: argparse.Namespace) -> bool:
 def text_of(entry: Entry) -> str:
     """The event and its facts: `volume mounted  volume=data id=3f2a`."""
     facts = [f"{key}={_word(value)}" for key, value in entry.items() if key not in _SHOWN_ELSEWHERE]
-    shown = "  ".join(filter(None, (str(entry.get("event", "")), " ".join(facts))))
-    return "\n".join([shown, *str(entry.get("exception", "")).splitlines()])
+    shown = "  ".join(filter(None, (_text(entry, "event"), " ".join(facts))))
+    return "\n".join([shown, *_text(entry, "exception").splitlines()])
+
+
+def _text(entry: Entry, key: str) -> str:
+    value = entry.get(key, "")
+    return value if isinstance(value, str) else _word(value)
 
 
 def _word(value: object) -> str:
     if isinstance(value, str) and value and not re.search(r'[\s"=]', value):
         return value
-    return json.dumps(value, ensure_ascii=False)
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:  # it takes more of the stack than to read it
+        return "(nested too deeply)"
 
 
 def _show(line: str, entry: Entry, *, is_json: bool) -> None:
     if is_json:
-        print(line, flush=True)
+        print(_harmless(line), flush=True)
         return
-    told = str(entry.get("timestamp", ""))
+    told = _text(entry, "timestamp")
     time_shown = f"{told[:19]}Z" if len(told) > 19 else told
-    first, *more = text_of(entry).splitlines()
-    tables.show_row((str(entry.get("level", "")), time_shown, str(entry.get("process", "")), first), _WIDTHS)
+    first, *more = text_of(entry).splitlines() or [""]
+    tables.show_row((_text(entry, "level"), time_shown, _text(entry, "process"), first), _WIDTHS)
     for each in more:
         tables.show_row(("", "", "", each), _WIDTHS)
+
+
+def _harmless(line: str) -> str:
+    """The same object, without what talks to a terminal: DEL and C1 are in strings only, C0 only between them."""
+    spelled = _DEL_AND_C1.sub(lambda match: f"\\u{ord(match.group()):04x}", line)
+    return _C0.sub(" ", spelled)
 
 
 def _run(options: argparse.Namespace) -> None:
     path = _path(options.root)
     most = options.lines if options.lines is not None else (None if options.since else _LINES)
-    waiting: deque[tuple[str, Entry]] | None = deque(maxlen=most)
+    waiting: deque[tuple[str, Entry]] | None = None if most is None else deque(maxlen=most)
     for line, entry in entries(path, follow=options.follow):
         if not line:  # all that there was has been read
             _flush(waiting, is_json=options.json)
@@ -172,15 +211,15 @@ def _path(root: str | None) -> str:
 
 def _since(text: str) -> str:
     """What timestamps are compared with."""
-    if match := _SPAN.fullmatch(text):
-        moment = datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
-    else:
-        try:
+    try:
+        if match := _SPAN.fullmatch(text):
+            moment = datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
+        else:
             moment = datetime.fromisoformat(text).astimezone(UTC)
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not accepted: 30s, 10m, 2h, 1d, or a time as in 2026-01-02T03:04:05"
-            ) from None
+    except (ValueError, OverflowError):  # no time, or none of the calendar
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not accepted: 30s, 10m, 2h, 1d, or a time as in 2026-01-02T03:04:05"
+        ) from None
     return moment.replace(tzinfo=None).isoformat()
 
 
@@ -203,7 +242,9 @@ def _parser() -> argparse.ArgumentParser:
         "-n", "--lines", metavar="N", type=_count, help=f"the last N lines ({_LINES}; with --since all)"
     )
     parser.add_argument("--since", metavar="TIME", type=_since, help="30s, 10m, 2h, 1d ago, or a time")
-    parser.add_argument("--level", choices=LEVELS, default=LEVELS[0], help="the least level (%(default)s)")
+    parser.add_argument(
+        "--level", type=str.lower, choices=LEVELS, default=LEVELS[0], help="the least level (%(default)s)"
+    )
     parser.add_argument("--volume", metavar="NAME", help="only what names this volume or workspace")
     parser.add_argument("--request", metavar="ID", help="only what this request caused")
     parser.add_argument("--json", action="store_true", help="the lines as they are kept, an object each")
@@ -213,18 +254,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 1 if there is no log to be seen, 2 for wrong usage."""
+    return guarded("logs", lambda: _main(_parser().parse_args(argv)))
+
+
+def _main(options: argparse.Namespace) -> int:
     try:
-        _run(_parser().parse_args(argv))
-        sys.stdout.flush()
+        _run(options)
     except Unseen as failure:
         complain("logs", "", str(failure))
         return _EXIT_NONE
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            abandon_output()
-            return EXIT_OUTPUT_CLOSED
-        complain("logs", error.filename or "", (error.strerror or str(error)).lower())
-        return _EXIT_NONE
-    except KeyboardInterrupt:  # the way to end --follow
-        return 0
+    except KeyboardInterrupt:
+        if not options.follow:  # else the way to end it
+            raise
     return 0

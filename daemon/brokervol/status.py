@@ -9,17 +9,16 @@ import http.client
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from brokervol import containers, tables
-from brokervol.console import EXIT_OUTPUT_CLOSED, complain
+from brokervol.console import complain
 from brokervol.containers import Holder
 from brokervol.tables import Page, Table
-from brokervol.task import abandon_output
+from brokervol.tool import guarded
 
 _EXIT_UNREACHABLE, _EXIT_USAGE, _EXIT_UNHEALTHY = 1, 2, 3
 
@@ -28,6 +27,8 @@ PLUGINS = "/run/docker/plugins"
 
 _PATH = "/brokervol/status"
 _TIMEOUT_S = 5
+_LONGEST_ANSWER = 256 << 20  # of a million volumes
+_NEEDED = frozenset(("version", "pid", "root", "uptime_s", "volumes", "nfs_servers", "problems"))
 _WATCH_S, _SHORTEST_WATCH_S, _LONGEST_WATCH_S = 2.0, 0.1, 86400.0
 _SHOWN_ID_LENGTH = 12
 
@@ -107,16 +108,19 @@ def _asked(socket_path: str) -> Document:
     try:
         connection.request("GET", _PATH)
         response = connection.getresponse()
-        body = response.read()
+        body = response.read(_LONGEST_ANSWER + 1)
         if response.status != http.client.OK:
             raise Unreachable(
                 f"what listens at {socket_path} answers {response.status}: it is no driver of this version, or it"
                 " is starting; try again, or name another socket by --socket"
             )
-        return {"socket": socket_path, **json.loads(body)}
+        told = json.loads(body)
+        if not isinstance(told, dict) or _NEEDED - told.keys():
+            raise ValueError("it does not tell what a driver of this version does")
+        return {"socket": socket_path, **told}
     except PermissionError as error:
         raise Unreachable(f"{socket_path} may not be used: run this as root") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
         fact = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise Unreachable(
             f"no driver answers at {socket_path} ({fact.lower()}): enable the plugin"
@@ -157,7 +161,7 @@ def _sidecar(document: Document) -> Document | None:
     try:
         connection.request("GET", "/status")
         told: Document = json.loads(connection.getresponse().read())["sidecar"]
-    except (OSError, http.client.HTTPException, ValueError, KeyError):
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError):
         return None
     finally:
         connection.close()
@@ -295,7 +299,7 @@ class _Command:
 
 def _interval(text: str) -> float:
     with contextlib.suppress(ValueError):
-        if _SHORTEST_WATCH_S <= (seconds := float(text)) <= _LONGEST_WATCH_S:
+        if text.isascii() and _SHORTEST_WATCH_S <= (seconds := float(text)) <= _LONGEST_WATCH_S:
             return seconds
     raise argparse.ArgumentTypeError(
         f"{text!r} is not accepted: seconds, {_SHORTEST_WATCH_S} to {_LONGEST_WATCH_S:g}"
@@ -327,16 +331,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 1 if no driver answers, 2 for wrong usage, 3 if something does not work."""
-    command = _Command(_parser().parse_args(argv))
+    return guarded("status", lambda: _run(_parser().parse_args(argv)))
+
+
+def _run(options: argparse.Namespace) -> int:
+    command = _Command(options)
     try:
         command.run()
-        sys.stdout.flush()
     except Unreachable as failure:
         complain("status", "", str(failure))
         return failure.exit_code
-    except KeyboardInterrupt:  # the way to end --watch
-        return command.exit_code
-    except BrokenPipeError:
-        abandon_output()
-        return EXIT_OUTPUT_CLOSED
+    except KeyboardInterrupt:
+        if options.watch is None:  # else the way to end it
+            raise
     return command.exit_code

@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None, more_help: str = "", more_commands: 
         more_help: shown among the verbs.
         more_commands: what else can stand in their place, and is run by whoever calls this.
     """
-    _open_closed_streams()
+    open_closed_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = ""
     try:
@@ -180,7 +180,7 @@ def _unexpected(task: Task, error: Exception) -> int:
     return EXIT_FAILED
 
 
-def _open_closed_streams() -> None:
+def open_closed_streams() -> None:
     """Give what was started with its output closed (`>&-`) somewhere to write."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -295,6 +296,24 @@ def test_state_in_the_root_directory_of_another_process(stopped: Path) -> None:
         other.communicate(timeout=20)
     assert found.bad() == ["engine", "driver"]
     assert "2 volumes are defined" in next(told.finding for told in found.findings if told.check == "definitions")
+
+
+def test_state_that_a_power_cut_left_half_written(stopped: Path, tmp_path: Path) -> None:
+    """With a journal, from which the driver makes it what it was, and so does doctor, elsewhere."""
+    path = stopped / ".state/definitions.sqlite"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as cut:
+        cut.execute("PRAGMA cache_size = 1")
+        cut.execute("BEGIN IMMEDIATE")
+        long = "x" * 1000  # for the pages of both, the first ones of the file, too, to be written before the end
+        cut.executemany("INSERT INTO definitions VALUES (?, ?, '', '')", ((str(n), long) for n in range(400)))
+        cut.execute("CREATE TABLE other (text)")
+        cut.executemany("INSERT INTO other VALUES (?)", [(long,)] * 400)
+        for name in ("definitions.sqlite", "definitions.sqlite-journal"):
+            shutil.copy(stopped / ".state" / name, tmp_path)
+        cut.execute("ROLLBACK")
+    for name in ("definitions.sqlite", "definitions.sqlite-journal"):
+        shutil.copy(tmp_path / name, stopped / ".state")
+    assert of_state(stopped).bad() == ["engine", "driver"]
 
 
 @pytest.fixture

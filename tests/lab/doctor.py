@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,19 @@ _TIMEOUT_S = 60
 
 def on_terminal(columns: int, *arguments: str, prefix: Sequence[str] = (), **environment: str) -> str:
     """What a terminal of so many columns is sent, where no engine runs and a fault is found."""
+    return _sent(columns, [*prefix, *command(*arguments)], 3, **environment)
+
+
+def at_terminal(columns: int, line: Sequence[str], exit_code: int) -> str:
+    """The text that any command shows at a terminal of so many columns, where no engine runs."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", _sent(columns, line, exit_code))
+
+
+def _sent(columns: int, line: Sequence[str], exit_code: int, **environment: str) -> str:
     given = {**os.environ, "DOCKER_HOST": "unix:///nowhere", "COLUMNS": str(columns), "TERM": "xterm"}
     given.pop("NO_COLOR", None)
     controller, terminal = os.openpty()
-    line, text = [*prefix, *command(*arguments)], b""
+    text = b""
     with (
         open(controller, "rb", buffering=0) as output,
         subprocess.Popen(line, env={**given, **environment}, stdout=terminal) as process,
@@ -27,7 +37,7 @@ def on_terminal(columns: int, *arguments: str, prefix: Sequence[str] = (), **env
         with contextlib.suppress(OSError):  # the terminal's other side is closed
             while part := output.read(65536):
                 text += part
-        assert process.wait(_TIMEOUT_S) == 3
+        assert process.wait(_TIMEOUT_S) == exit_code
     return text.decode()
 
 

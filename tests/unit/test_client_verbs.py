@@ -555,7 +555,7 @@ def test_python_writes_bytes_as_they_are(served: tuple[Path, Path], disk: Disk) 
 
 
 def test_standard_input_that_is_closed_is_no_empty_file(run: Client, disk: Disk) -> None:
-    line = ["sh", "-c", 'exec "$0" cp - data:a <&-', run.executable]
+    line = ["sh", "-c", 'exec "$0" cp - data:a <&-', str(run.executable)]
     done = subprocess.run(line, capture_output=True, text=True, env=clean_environment(), check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "brokervol: cp: -: standard input is closed\n"

@@ -6,11 +6,12 @@ import contextlib
 import os
 import re
 import socket
+import socketserver
 import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -23,7 +24,7 @@ from pyroute2 import IPRoute
 from brokervol import engine as asked
 from brokervol import status
 from brokervol.doctor import __main__ as command
-from brokervol.doctor import checks, engine, host, nfs, s3, service
+from brokervol.doctor import checks, engine, host, nfs, s3, service, site
 from brokervol.doctor.checks import CHECKS, Check, Told
 from brokervol.doctor.findings import Finding, Result, fault, ok, skipped, unseen, warning
 from brokervol.doctor.site import Site
@@ -32,6 +33,8 @@ from brokervol.status import Unreachable
 from lab import doctor
 from lab.directories import temporary_directory
 from lab.namespaces import in_private_network
+from lab.processes import wait_until
+from unit.scripted_sidecar import Request, answer, scripted_sidecar
 from volumedriver.options import NfsOptions, parse
 
 PAGE = (Path(__file__).parents[2] / "docs/operations.md").read_text()
@@ -162,6 +165,15 @@ def test_on_a_narrow_terminal_sentences_are_wrapped_in_their_column() -> None:
     assert all(line[:27].strip() in ("", "fault    engine") for line in lines[:-2])
 
 
+@pytest.mark.parametrize("columns", [20, 40, 60, 80])
+def test_finding_and_cure_are_readable_on_terminals_of_any_width(columns: int) -> None:
+    shown = doctor.at_terminal(columns, doctor.command("--only", "engine"), 3)
+    assert all(len(line) <= columns for line in shown.splitlines())
+    words = " ".join(shown.split())
+    assert "no Docker engine answers (no such file or directory)" in words
+    assert "cure: `systemctl start docker`" in words
+
+
 # Checks that no test elsewhere reaches
 
 
@@ -219,6 +231,56 @@ def test_an_engine_that_hangs_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("DOCKER_HOST", f"unix://{directory}/engine")
         with pytest.raises(NoEngine, match=r"accepts connections, and does not answer within 0\.2 s"):
             asked.look()
+
+
+class Dripping(socketserver.BaseRequestHandler):
+    """Answers a byte now and then, so that no read of it takes long, and never ends."""
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):
+            self.request.sendall(b"HTTP/1.1 200 OK\r\n")
+            while not self.server.is_over.wait(0.02):  # type: ignore[attr-defined]
+                self.request.sendall(b"x")
+
+
+@contextlib.contextmanager
+def dripping(path: str) -> Iterator[None]:
+    class Server(socketserver.ThreadingUnixStreamServer):
+        is_over = threading.Event()
+
+    with Server(path, Dripping) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        before = threading.active_count()
+        thread.start()
+        try:
+            yield
+        finally:
+            server.is_over.set()
+            server.shutdown()
+            thread.join()
+    wait_until(lambda: threading.active_count() <= before, "those who asked have ended")
+
+
+def test_who_never_ends_an_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site, "_ANSWER_S", 0.3)
+    with temporary_directory() as directory, dripping(str(directory / "socket")):
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{directory}/socket")
+        found = site.find(str(directory / "socket"), str(directory), {})
+    assert str(found.engine) == "it does not end its answer within 0.3 s"
+    assert str(found.driver) == "the driver hangs (it does not end its answer within 0.3 s): end it"
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"ApiVersion": "1.41"}', b'{"ApiVersion": "1.41", "Version": "1", "DockerRootDir": "/"}']
+)
+def test_what_is_no_engine_is_told_as_such(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    def script(_: Request, write: Callable[[bytes], object]) -> None:
+        write(answer(body))
+
+    with temporary_directory() as directory, scripted_sidecar(str(directory / "socket"), script):
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{directory}/socket")
+        found = site.find(str(directory / "none"), str(directory), {})
+    assert "what answers is no engine" in str(found.engine)
 
 
 # A driver that answers

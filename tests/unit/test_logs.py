@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -15,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from brokervol import logs as logs_command
 from brokervol.logfile import LogFile, log_path
+from lab import doctor
 from lab.processes import wait_until
 from unit.sidecar_process import clean_environment
 
@@ -226,6 +229,115 @@ def test_it_follows_over_a_change_of_files_until_it_is_interrupted(root: Path) -
         assert process.wait(20) == 0
     assert shown == ["it broke", *(f"line {number}" for number in range(36))]
     assert "line 0" not in Path(path).read_text(), "it was turned over"
+
+
+@contextlib.contextmanager
+def following(root: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    line = command(root, "-f", *arguments)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=clean_environment()) as process:
+        try:
+            yield process
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+
+
+def test_it_follows_a_file_that_is_emptied_in_place(root: Path) -> None:
+    path = Path(log_path(str(root)))
+    with following(root, "-n", "1", "--json") as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "it broke"
+        os.truncate(path, 0)
+        with path.open("a") as file:
+            file.write(f"{entry('after')}\n")
+        assert json.loads(process.stdout.readline())["event"] == "after"
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_DATA, (150 << 20,) * 2)
+from brokervol.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_line_that_never_ends_takes_no_memory(root: Path) -> None:
+    with open(log_path(str(root)), "ab") as file:
+        file.write(b'{"event": "')
+        file.truncate(file.tell() + (400 << 20))
+        file.seek(0, os.SEEK_END)
+        file.write(f'"}}\n{entry("after")}\n'.encode())
+    line = [sys.executable, "-c", LIMITED, *command(root, "--json")[3:]]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=50, env=clean_environment())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [json.loads(line)["event"] for line in done.stdout.splitlines()][-2:] == ["it broke", "after"]
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "log.jsonl.1"])
+def test_what_is_no_file_is_refused(root: Path, name: str) -> None:
+    path = root / ".state" / name
+    path.unlink()
+    os.mkfifo(path)
+    done = subprocess.run(command(root), capture_output=True, text=True, check=False, timeout=20)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"brokervol: logs: {path} is no regular file")
+
+
+HOSTILE = [
+    "[" * 100_000,
+    '{"event": ' * 900 + "1" + "}" * 900,
+    '{"event": ' + "[" * 900 + "]" * 900 + "}",
+    '{"other": ' + "[" * 900 + "]" * 900 + ', "event": "deep"}',
+    '{"event": "half \\ud800 a character"}',
+    "{}",
+    '{"event": null, "level": [], "timestamp": {}, "process": 1, "exception": ["x"]}',
+    '{"event": "\u009b2J\x7f",\r"a": 1}',
+    '{"n": ' + "9" * 5000 + "}",
+]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",), ("--since", "1d"), ("--volume", "data")])
+def test_hostile_lines_hide_no_other_and_talk_to_no_terminal(root: Path, arguments: tuple[str, ...]) -> None:
+    with open(log_path(str(root)), "a", newline="") as file:
+        file.write("".join(f"{line}\n" for line in HOSTILE) + entry("last", volume="data") + "\n")
+    shown = logs(root, *arguments)
+    assert "last" in shown[-1]
+    assert all(line.isprintable() for line in shown)
+
+
+def test_what_the_locale_has_not_is_spelled_out(root: Path) -> None:
+    with open(log_path(str(root)), "a") as file:
+        file.write('{"event": "gr\\u00fc\\u00dfe"}\n')
+    environment = {**clean_environment(), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command(root, "-n", "1"), capture_output=True, check=True, timeout=50, env=environment)
+    assert b"gr\\xfc\\xdfe" in done.stdout
+
+
+@pytest.mark.parametrize("level", ["WARNING", "Warning", "warning"])
+def test_levels_are_taken_in_whatever_case(root: Path, level: str) -> None:
+    with open(log_path(str(root)), "a") as file:
+        file.write('{"event": "loud", "level": "ERROR"}\n{"event": "quiet", "level": "INFO"}\n')
+    found = [json.loads(line)["event"] for line in logs(root, "--json", "--level", level)]
+    assert found == ["workspace is not usable", "it broke", "loud"]
+
+
+@pytest.mark.parametrize(
+    "time",
+    ["soon", "", "999999d", "\u0661d", "\uff12026-01-01", "0001-01-01T00:00+14:00", "9999-12-31T23:59-14:00"],
+)
+def test_a_time_that_is_none_is_refused(time: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not accepted: 30s, 10m, 2h, 1d, or a time"):
+        logs_command._since(time)
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 80])
+def test_on_a_narrow_terminal_all_is_shown(root: Path, columns: int) -> None:
+    shown = doctor.at_terminal(columns, command(root), 0)
+    assert all(len(line) <= columns for line in shown.splitlines())
+    words = "".join(shown.split())
+    for wanted in ("volumemounted", "volume=data", "request=aa11", "warning", "workspaceisnotusable", "Filex"):
+        assert wanted in words
 
 
 def test_where_there_is_no_log_it_says_so(tmp_path: Path) -> None:

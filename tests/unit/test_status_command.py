@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from brokervol import containers, status, tables
+from lab import doctor
 from lab.directories import temporary_directory
 from unit.scripted_sidecar import Request, answer, scripted_sidecar
 
@@ -182,6 +184,52 @@ def on_terminal(site: Site, *arguments: str, ends: str = "") -> str:
     return text.decode()
 
 
+@pytest.mark.parametrize("columns", [20, 40, 60, 80])
+def test_names_states_and_reasons_are_readable_on_terminals_of_any_width(site: Site, columns: int) -> None:
+    far = {
+        **VOLUME,
+        "name": "imagery-2026-of-all-regions",
+        "source": "/srv/some/where/deep/down",
+        "health": "stale",
+    }
+    with driver(site.socket, lambda: told(volumes=[far], nfs_servers=[SERVER], problems=[PROBLEM])):
+        shown = doctor.at_terminal(columns, site.command(), 3)
+    assert all(len(line) <= columns for line in shown.splitlines())
+    assert {"unreachable", "stale", "refused"} <= {*shown.split()}, "each whole"
+    assert "connectionstoport2049arerefused" in "".join(shown.split())
+    if columns < 80:
+        assert "imagery-2026-of-all-regions" in "".join(shown.split())
+        assert "source:/srv/some/where/deep/down" in "".join(shown.split())
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{}", b"7", b"[" * 100_000, b"\xff"])
+def test_what_is_no_driver_is_told_as_such(site: Site, body: bytes) -> None:
+    with saying(site.socket, lambda: answer(body)):
+        done = site.run()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"brokervol: status: no driver answers at {site.socket} (")
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_before_anything_was_found_is_no_success(site: Site) -> None:
+    asked, released = threading.Event(), threading.Event()
+
+    def silence() -> bytes:
+        asked.set()
+        released.wait(20)
+        return b""
+
+    with saying(site.socket, silence):
+        try:
+            with site.start() as process:
+                assert asked.wait(20)
+                process.send_signal(signal.SIGINT)
+                assert process.communicate(timeout=20) == (b"", b"")
+        finally:
+            released.set()
+    assert process.returncode == 130
+
+
 def test_colours_are_for_terminals_only(site: Site) -> None:
     well = {**VOLUME, "name": "stale", "health": "healthy"}
     with driver(site.socket, lambda: told(volumes=[well], nfs_servers=[SERVER])):
@@ -289,7 +337,7 @@ def test_what_does_not_answer_is_told_with_what_to_do(site: Site) -> None:
         status.find_driver(site.socket + "2")
 
 
-@pytest.mark.parametrize("interval", ["0", "x", "nan", "inf", "-1"])
+@pytest.mark.parametrize("interval", ["0", "x", "nan", "inf", "-1", "\u0661"])
 def test_an_interval_that_is_none_is_refused(interval: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         status.main([f"--watch={interval}"])

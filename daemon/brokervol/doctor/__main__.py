@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 import structlog
 
 from brokervol import __version__, tables
-from brokervol.console import EXIT_INTERRUPTED, EXIT_OUTPUT_CLOSED, complain
+from brokervol.console import complain
 from brokervol.doctor import checks, s3, site
 from brokervol.doctor.checks import CHECKS, Told
 from brokervol.doctor.findings import Result
-from brokervol.task import abandon_output
+from brokervol.tool import guarded
 
 _EXIT_BLIND, _EXIT_USAGE, _EXIT_FAULT = 1, 2, 3
 _WIDTHS = (7, max(len(check.name) for check in CHECKS))
@@ -85,7 +85,7 @@ def _run(options: argparse.Namespace) -> int:
         found.append(told)
         if not options.json:
             _show(told)
-    print(_document(found) if options.json else f"\n{_summary(found)}", flush=True)
+    print(_document(found)) if options.json else tables.show(["", _summary(found)])
     return exit_code(found)
 
 
@@ -114,17 +114,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 1 if something could not be looked at, 2 for wrong usage, 3 for a fault."""
-    options = _parser().parse_args(argv)
+    return guarded("doctor", lambda: _main(_parser().parse_args(argv)))
+
+
+def _main(options: argparse.Namespace) -> int:
     if options.root is not None and not site.is_directory(options.root):
         complain("doctor", options.root, "there is no such directory, or it is closed to this user")
         return _EXIT_USAGE
-    try:
-        return _run(options)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        abandon_output()
-        return EXIT_OUTPUT_CLOSED
+    return _run(options)
 
 
 if __name__ == "__main__":

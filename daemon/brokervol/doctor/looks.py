@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TypeVar
 
+from storage import state_files
 from storage.definitions import Definition, read_definitions
+from storage.state_files import telling_damage
 
 R = TypeVar("R")
 
@@ -36,6 +38,14 @@ def started(look: Callable[[], R]) -> Future[R]:
 
     threading.Thread(target=run, daemon=True).start()
     return found
+
+
+def within(limit_s: float, look: Callable[[], R], otherwise: R) -> R:
+    """What it finds; or the other where that takes longer. Nobody waits for it then."""
+    try:
+        return started(look).result(limit_s)
+    except TimeoutError:
+        return otherwise
 
 
 def at_copy(path: str, look: Callable[[str], R], again: type[Exception]) -> R:
@@ -63,10 +73,11 @@ def at_copy(path: str, look: Callable[[str], R], again: type[Exception]) -> R:
 
 @contextlib.contextmanager
 def _copied(path: str) -> Iterator[str]:
-    """The file and its log; the log last, as what is in neither is lost, and what is in both is not."""
+    """The file and its log, or journal; that last, as what is in neither is lost, and what is in both is not."""
     contents = {"": _content(path)}
-    with contextlib.suppress(FileNotFoundError):
-        contents["-wal"] = _content(f"{path}-wal")
+    for suffix in ("-wal", "-journal"):
+        with contextlib.suppress(FileNotFoundError):
+            contents[suffix] = _content(f"{path}{suffix}")
     with contextlib.ExitStack() as stack:
         try:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="brokervol-doctor-"))
@@ -86,4 +97,11 @@ def _content(path: str) -> bytes:
 
 def definitions(path: str) -> list[Definition]:
     """Every definition of that file. Raises as `read_definitions` does, and Uncopied."""
-    return at_copy(path, read_definitions, sqlite3.Error)
+    return at_copy(path, _rolled_back, sqlite3.Error)
+
+
+def _rolled_back(copy: str) -> list[Definition]:
+    """Without what was only half written when the power went: SQLite undoes that where it may write."""
+    with telling_damage(), contextlib.closing(state_files.connected(copy)) as connection:
+        connection.execute("PRAGMA schema_version")
+    return read_definitions(copy)

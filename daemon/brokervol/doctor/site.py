@@ -20,6 +20,7 @@ from brokervol.status import Several, Unreachable
 from storage.definitions import Definition, definitions_path, read_backup
 
 _ENGINE_ROOT = "/var/lib/docker"
+_ANSWER_S = 10.0  # of the engine, or of the driver, whose requests have shorter limits
 _DISK_S = 2.0  # a disk that does not answer within them hangs
 
 
@@ -74,8 +75,11 @@ class Site:
 
 def find(socket: str | None, root: str | None, environment: Mapping[str, str]) -> Site:
     """Look for all of it, at once. What is given is not looked for."""
-    asked = looks.started(_engine)
-    driver = looks.started(lambda: _driver(socket)).result()
+    late = f"it does not end its answer within {_ANSWER_S:g} s"
+    no_engine: Engine | NoEngine = NoEngine(late)
+    no_driver: Mapping[str, Any] | Unreachable = Unreachable(f"the driver hangs ({late}): end it")
+    asked = looks.started(lambda: looks.within(_ANSWER_S, _engine, no_engine))
+    driver = looks.within(_ANSWER_S, lambda: _driver(socket), no_driver)
     found = asked.result()
     plugin = _plugin(found, driver)
     place = root or _root(found, plugin, driver, environment)
@@ -88,6 +92,8 @@ def _engine() -> Engine | NoEngine:
         return engine.look()
     except NoEngine as error:
         return error
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        return NoEngine(f"what answers is no engine: {type(error).__name__}")
 
 
 def _driver(socket: str | None) -> Mapping[str, Any] | Unreachable:
@@ -126,17 +132,15 @@ def _root(
             places.append(driver["root"])
         places.append(f"/proc/{driver['pid']}/root{driver['root']}")
     elif plugin is None and not isinstance(driver, Several):
-        places += sorted(glob.glob(f"{_ENGINE_ROOT}/plugins/*/propagated-mount"))
+        pattern = f"{_ENGINE_ROOT}/plugins/*/propagated-mount"
+        places += looks.within(_DISK_S, lambda: sorted(glob.glob(pattern)), [])
         places.append(Settings.root.value(environment.get(Settings.root.variable, "")))
     return next((place for place in places if is_directory(f"{place}/.state")), None)
 
 
 def is_directory(path: str) -> bool:
     """Whether it is, or perhaps is on a disk that does not answer."""
-    try:
-        return looks.started(lambda: os.path.isdir(path)).result(_DISK_S)
-    except TimeoutError:
-        return True
+    return looks.within(_DISK_S, lambda: os.path.isdir(path), True)
 
 
 def _settings(
