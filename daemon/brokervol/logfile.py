@@ -13,9 +13,13 @@ import json
 import os
 import select
 import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
 MOST_BYTES = 5 << 20
+
+Shown = Callable[[bytes], bytes]
+"""A line, or lines, for an entry."""
 
 SPEAKING = threading.Lock()
 """Held by who writes to this process's outputs: a long line takes several writes, and no other comes between."""
@@ -116,10 +120,13 @@ class Relay:
     """Passes on what children write, line by line, and keeps it in `file`; in a thread of its own until closed.
 
     That thread must not be the one to take signals: they are to be blocked before it is started.
+
+    Args:
+        shown: what is passed on in the place of an entry of the file; None for lines as they came.
     """
 
-    def __init__(self, file: LogFile) -> None:
-        self._file = file
+    def __init__(self, file: LogFile, shown: Shown | None = None) -> None:
+        self._file, self._shown = file, shown
         self._streams: list[_Stream] = []
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
 
@@ -154,13 +161,13 @@ class Relay:
 
     def _pass_on(self, stream: _Stream, data: bytes) -> None:
         lines = stream.lines(data)
-        rest = memoryview(lines)
+        entries = [_entry(line, stream) for line in lines.splitlines() if line]
+        rest = memoryview(lines if self._shown is None else b"".join(map(self._shown, entries)))
         with contextlib.suppress(OSError), SPEAKING:  # nobody reading the log is no reason to fall
             while rest:
                 rest = rest[os.write(stream.target_fd, rest) :]
-        for line in lines.splitlines():
-            if line:
-                self._file.write(_entry(line, stream))
+        for entry in entries:
+            self._file.write(entry)
 
 
 def _entry(line: bytes, stream: _Stream) -> bytes:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from brokervol import tables
-from brokervol.console import complain
+from brokervol.console import complain, visible
 from brokervol.doctor import site
 from brokervol.logfile import log_path
 from brokervol.supervisor import LEVELS
@@ -134,6 +134,23 @@ def text_of(entry: Entry) -> str:
     return "\n".join([shown, *_text(entry, "exception").splitlines()])
 
 
+def in_words(line: bytes) -> bytes:
+    """An entry as lines for a console that may be no terminal: time, level, process, event and facts."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        entry = {"event": line.decode(errors="replace")}
+    cells = _time(entry), _text(entry, "level"), _text(entry, "process")
+    head = "  ".join(f"{visible(cell):<{width}}" for cell, width in zip(cells, (20, 7, 10), strict=True))
+    shown = [f"{head}  {visible(each)}\n" for each in text_of(entry).splitlines() or [""]]
+    return "".join(shown).encode(errors="backslashreplace")
+
+
+def _time(entry: Entry) -> str:
+    told = _text(entry, "timestamp")
+    return f"{told[:19]}Z" if len(told) > 19 else told
+
+
 def _text(entry: Entry, key: str) -> str:
     value = entry.get(key, "")
     return value if isinstance(value, str) else _word(value)
@@ -152,10 +169,8 @@ def _show(line: str, entry: Entry, *, is_json: bool) -> None:
     if is_json:
         print(_harmless(line), flush=True)
         return
-    told = _text(entry, "timestamp")
-    time_shown = f"{told[:19]}Z" if len(told) > 19 else told
     first, *more = text_of(entry).splitlines() or [""]
-    tables.show_row((_text(entry, "level"), time_shown, _text(entry, "process"), first), _WIDTHS)
+    tables.show_row((_text(entry, "level"), _time(entry), _text(entry, "process"), first), _WIDTHS)
     for each in more:
         tables.show_row(("", "", "", each), _WIDTHS)
 

@@ -143,6 +143,13 @@ class Settings:
         DAEMON,
         variable="LOG_LEVEL",
     )
+    log_format = Setting(
+        choice("json", "console"),
+        "json",
+        "how the daemon shows its log and the processes': an object a line, or words; what it keeps is JSON",
+        DAEMON,
+        variable="LOG_FORMAT",
+    )
     status_listen = Setting(
         kinds.LOOPBACK,
         "",

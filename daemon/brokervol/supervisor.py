@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from brokervol import premises, settings
-from brokervol.logfile import SPEAKING, LogFile, Output, Relay, log_path
+from brokervol.logfile import SPEAKING, LogFile, Output, Relay, Shown, log_path
 from brokervol.settings import EXIT_REFUSED, Settings
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -240,19 +240,24 @@ def _reason(info: os.waitid_result) -> str:
     return f"signal {info.si_status}"
 
 
-def json_log(least: str, kept: LogFile | None = None) -> Log:
-    """A logger of JSON lines on standard output, in the form that the two processes use, and into `kept`."""
-    shown = LEVELS[LEVELS.index(least) :]
+def json_log(least: str, kept: LogFile | None = None, shown: Shown | None = None) -> Log:
+    """A logger of JSON lines on standard output, in the form that the two processes use, and into `kept`.
+
+    Args:
+        shown: see `Relay`.
+    """
+    wanted = LEVELS[LEVELS.index(least) :]
 
     def log(event: str, level: str = "info", **facts: Any) -> None:
-        if level in shown:
+        if level in wanted:
             now = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
             line = {"timestamp": now, "level": level, "event": event, "process": "supervisor", **facts}
-            text = json.dumps(line)
+            entry = json.dumps(line).encode("ascii")
+            text = shown(entry).decode() if shown else f"{entry.decode()}\n"
             with contextlib.suppress(OSError), SPEAKING:  # nobody reading the log is no reason to fall
-                print(text, flush=True)
+                print(text, end="", flush=True)
             if kept is not None:
-                kept.write(text.encode("ascii"))
+                kept.write(entry)
 
     return log
 
@@ -276,8 +281,13 @@ def parse(argv: Sequence[str] | None, environment: Mapping[str, str]) -> Setting
 
 def _run(options: Settings) -> int:
     kept = LogFile(log_path(options.root))
-    relay = Relay(kept)
-    supervisor = Supervisor(programs(options, os.environ, relay), json_log(options.log_level, kept))
+    shown: Shown | None = None
+    if options.log_format == "console":
+        from brokervol import logs  # noqa: PLC0415  # with much that a daemon does not need else
+
+        shown = logs.in_words
+    relay = Relay(kept, shown)
+    supervisor = Supervisor(programs(options, os.environ, relay), json_log(options.log_level, kept, shown))
     signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)  # before there is a second thread
     relay.start()
     try:

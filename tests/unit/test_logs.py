@@ -25,14 +25,16 @@ from unit.sidecar_process import clean_environment
 SUPERVISE = """
 import signal, sys
 from brokervol.logfile import LogFile, Relay, log_path
+from brokervol.logs import in_words
 from brokervol.supervisor import Program, Supervisor, json_log
 kept = LogFile(log_path(sys.argv[1]))
-relay = Relay(kept)
+shown = in_words if sys.argv[3] == "console" else None
+relay = Relay(kept, shown)
 program = Program("driver", [sys.executable, "-I", "-S", "-c", sys.argv[2]], {}, relay.output("driver"))
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD])
 relay.start()
 try:
-    code = Supervisor([program], json_log("info", kept)).run()
+    code = Supervisor([program], json_log("info", kept, shown)).run()
 finally:
     relay.close()
 sys.exit(code)
@@ -52,9 +54,9 @@ os.write(1, b"x" * 200000 + b"\\nthe last")
 
 
 @contextlib.contextmanager
-def supervised(root: Path, program: str = CHILD) -> Iterator[subprocess.Popen[bytes]]:
+def supervised(root: Path, program: str = CHILD, log_format: str = "json") -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(
-        [sys.executable, "-c", SUPERVISE, str(root), program],
+        [sys.executable, "-c", SUPERVISE, str(root), program, log_format],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=clean_environment(),
@@ -74,6 +76,19 @@ def kept(root: Path) -> list[dict[str, Any]]:
 
 def said_up(root: Path) -> bool:
     return any(entry["event"] == "up" for entry in kept(root))
+
+
+def test_what_is_said_can_be_shown_in_words_and_is_kept_as_ever(tmp_path: Path) -> None:
+    with supervised(tmp_path, log_format="console") as process:
+        wait_until(lambda: said_up(tmp_path), "the child is up")
+        process.send_signal(signal.SIGTERM)
+        out, err = (text.decode().splitlines() for text in process.communicate(timeout=20))
+    assert "2026-01-02T03:04:05Z  info     driver      serving" in out
+    assert [line.partition("Z  ")[2] for line in err] == ["error    driver      Traceback: it broke"]
+    assert any(
+        line.partition("Z  ")[2].startswith("info     supervisor  started  child=driver pid=") for line in out
+    ), out
+    assert ("driver", "serving") in [(entry["process"], entry["event"]) for entry in kept(tmp_path)]
 
 
 def test_what_a_child_says_is_passed_on_and_kept_with_whose_it_is(tmp_path: Path) -> None:

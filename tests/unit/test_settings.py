@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 WHOLE = re.compile(r"a whole number from (\d+) to (\d+)")
 NUMBERS = [setting for setting in ALL if WHOLE.fullmatch(setting.kind.accepted)]
 VARIABLE = re.compile(
-    r"(?:BROKERVOL|AWS|ALLOWED|NFS)_[A-Z0-9]+(?:_[A-Z0-9]+)*|LOG_LEVEL|DATABASE_URL|STATUS_LISTEN|HTTPS_PROXY"
+    r"(?:BROKERVOL|AWS|ALLOWED|NFS)_[A-Z0-9]+(?:_[A-Z0-9]+)*|LOG_(?:LEVEL|FORMAT)|DATABASE_URL|STATUS_LISTEN|HTTPS_PROXY"
 )
 # Not for operators: of the client, of the tests and the build, or between our own processes.
 OTHERS = {"BROKERVOL_SUPERVISED", "BROKERVOL_BUILD", "BROKERVOL_DEBUG"}
