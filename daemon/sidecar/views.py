@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from json.encoder import encode_basestring_ascii
 from typing import Any
@@ -31,7 +31,6 @@ from sidecar.wire import (
     whole_body,
 )
 from sidecar.workspaces import Workspaces
-from storage.brokers.broker import FileDetails
 from storage.configuration.exceptions import InvalidWorkspaceConfiguration
 from storage.configuration.workspace_configuration import check_broker
 from storage.exceptions import StorageError
@@ -87,9 +86,11 @@ def list_files(ws: str, query: requests.ListQuery) -> Response:
     if wants_lines():
         if query.cursor:
             raise InvalidRequest("cursor: it is for pages of JSON; a stream of lines is the whole listing")
-        listed = workspace.broker.list_under(volume_path, query.recursive, query.prefix)
-        wanted = islice(listed, query.limit) if "limit" in request.args else listed
-        return lines_answer(map(_listed_line, wanted))
+        blocks: Iterable[Sequence[tuple[str, int]]]
+        blocks = workspace.broker.list_blocks(volume_path, query.recursive, query.prefix)
+        if "limit" in request.args:
+            blocks = ([found] for found in islice(chain.from_iterable(blocks), query.limit))
+        return lines_answer(map(_listed_lines, blocks))
     page = workspace.broker.list_page(
         volume_path, query.recursive, prefix=query.prefix, after=after, limit=query.limit
     )
@@ -98,9 +99,9 @@ def list_files(ws: str, query: requests.ListQuery) -> Response:
     return json_answer(answers.FilePage(files=files, next_cursor=more))
 
 
-def _listed_line(found: FileDetails) -> str:
-    """`line` of an `answers.Listed`: put together by hand, since there may be millions."""
-    return f'{{"file": {encode_basestring_ascii(found.file)}, "size": {found.size}}}\n'
+def _listed_lines(block: Sequence[tuple[str, int]]) -> str:
+    """`line` of an `answers.Listed` of each: put together by hand, since there may be millions."""
+    return "".join([f'{{"file": {encode_basestring_ascii(path)}, "size": {size}}}\n' for path, size in block])
 
 
 def list_records(ws: str, query: requests.CatalogQuery) -> Response:
@@ -134,7 +135,7 @@ def find_paths(ws: str) -> Response:
     if _sends_lines():
         workspace = open_workspace(ws)
         found = _located(workspace, requests.read_items(_arriving(), requests.FileName))
-        return lines_answer(map(line, found), block=1)
+        return lines_answer(map(line, found), at_once=True)
     asked = requests.parse_body(whole_body(), requests.Paths)
     return json_answer(answers.FilePaths(paths=open_workspace(ws).paths(asked.files)))
 
@@ -168,7 +169,7 @@ def batch(
         digest = b"" if key is None else repr(query if _sends_lines() else asked).encode("utf-8", "surrogatepass")
         outcomes = telling().items(work(open_workspace(ws), asked, key, digest))
         if wants_lines() or _sends_lines():
-            return lines_answer((line(outcome.to_json()) for outcome in outcomes), block=1)
+            return lines_answer((line(outcome.to_json()) for outcome in outcomes), at_once=True)
         return _at_once(list(while_wanted(outcomes)), goes_on=asked.on_error == "continue")
 
     return view

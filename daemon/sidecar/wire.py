@@ -30,8 +30,8 @@ PROBLEM = "application/problem+json"
 
 T = TypeVar("T")
 
-# What a client may be sent in one write, and how long its first line may wait for others.
-_LINES_A_BLOCK = 500
+# From how many characters on a client is sent what there is, and how long its first line may wait for others.
+_BLOCK_CHARACTERS = 32 * 1024
 _BLOCK_S = 0.1
 
 
@@ -128,16 +128,19 @@ def line(document: Any) -> str:
     return json.dumps(document) + "\n"
 
 
-def lines_answer(lines: Iterable[str], block: int = _LINES_A_BLOCK) -> Response:
-    """A stream of lines, see `line`, at most `block` of them a write, until the client hangs up.
+def lines_answer(lines: Iterable[str], *, at_once: bool = False) -> Response:
+    """A stream of lines, see `line`, or of several together, until the client hangs up.
 
     The first block is made before the status is sent, so that what fails at once still has its own status. A
     later failure can only be told as the last line.
+
+    Args:
+        at_once: send each as it comes, without waiting for others.
     """
     if request.method == "HEAD":
         next(iter(lines), None)
         return Response(iter(()), content_type=NDJSON)
-    blocks = _blocks(iter(lines), block)
+    blocks = _blocks(iter(lines), 0 if at_once else _BLOCK_CHARACTERS)
     first = next(blocks, b"")
     return Response(_told_in_line(first, blocks, telling()), content_type=NDJSON)
 
@@ -153,11 +156,11 @@ def while_wanted(documents: Iterator[T]) -> Iterator[T]:
     log.info("the client is gone, the rest is not done", path=request.path)
 
 
-def _blocks(lines: Iterator[str], size: int) -> Iterator[bytes]:
+def _blocks(lines: Iterator[str], enough: int) -> Iterator[bytes]:
     client, path = connection(), request.path
     try:
         while not client.is_peer_gone():
-            block = "".join(_some(lines, size))
+            block = "".join(_some(lines, enough))
             if not block:
                 return
             yield block.encode("ascii")
@@ -166,12 +169,13 @@ def _blocks(lines: Iterator[str], size: int) -> Iterator[bytes]:
     log.info("the client is gone, the rest is not done", path=path)
 
 
-def _some(lines: Iterator[str], most: int) -> list[str]:
-    """The next lines, fewer where they are slow to come."""
-    until, found = time.monotonic() + _BLOCK_S, []
+def _some(lines: Iterator[str], enough: int) -> list[str]:
+    """The next lines, of so many characters or more; fewer where they are slow to come."""
+    until, found, length = time.monotonic() + _BLOCK_S, list[str](), 0
     for one in lines:
         found.append(one)
-        if len(found) == most or time.monotonic() > until:
+        length += len(one)
+        if length >= enough or time.monotonic() > until:
             break
     return found
 

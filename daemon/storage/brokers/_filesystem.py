@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, starmap
 from typing import Any
 
 from storage import linux
@@ -58,6 +58,12 @@ class FilesystemBroker(Broker):
     def list_under(
         self, volume_path: str | None, recursive: bool, prefix: str
     ) -> Generator[FileDetails, None, None]:
+        for block in self.list_blocks(volume_path, recursive, prefix):
+            yield from starmap(FileDetails, block)
+
+    def list_blocks(
+        self, volume_path: str | None, recursive: bool, prefix: str
+    ) -> Generator[list[tuple[str, int]], None, None]:
         check_prefix(prefix)
         selection = Selection(recursive, prefix)
         with self._workspace("list", selection.start, volume_path) as (opened, _):
@@ -65,11 +71,15 @@ class FilesystemBroker(Broker):
         with workspace:
             pending = [selection.start]
             while pending:
-                for directories, files in self._batches(workspace, pending.pop()):
+                directory = pending.pop()
+                takes_all = selection.takes_all_in(directory)
+                for directories, files in self._batches(workspace, directory):
                     pending += filter(selection.enters, directories)
-                    yield from (details for details in files if selection.takes(details.file))
+                    taken = files if takes_all else [found for found in files if selection.takes(found[0])]
+                    if taken:
+                        yield taken
 
-    def _batches(self, workspace: Directory, directory: str) -> Iterator[tuple[list[str], list[FileDetails]]]:
+    def _batches(self, workspace: Directory, directory: str) -> Iterator[tuple[list[str], list[tuple[str, int]]]]:
         """What is in a directory, some at a time; the caller's identity is held only while reading."""
         scan = workspace.scan(directory)
         with contextlib.closing(scan):
@@ -274,22 +284,23 @@ class _Deletion(Change):
         return self.file
 
 
-def _entries(directory: str, entries: Sequence[os.DirEntry[str]]) -> tuple[list[str], list[FileDetails]]:
-    """Paths of the directories and the files in `directory`; no links, special and unfinished files, and what
-    vanished. Few steps each: there may be millions."""
+def _entries(directory: str, entries: Sequence[os.DirEntry[str]]) -> tuple[list[str], list[tuple[str, int]]]:
+    """Paths of the directories, and paths and sizes of the files, in `directory`. Few steps each: there may be
+    millions. Left out are links, special and unfinished files, and what vanished.
+    """
     above = f"{directory}/" if directory else ""
     directories, files = [], []
     for entry in entries:
         name = entry.name
         if name.startswith(TEMPORARY_PREFIX):
             continue
-        if entry.is_dir(follow_symlinks=False):
-            directories.append(above + name)
-        elif entry.is_file(follow_symlinks=False):
+        if entry.is_file(follow_symlinks=False):
             try:
-                files.append(FileDetails(above + name, entry.stat(follow_symlinks=False).st_size))
+                files.append((above + name, entry.stat(follow_symlinks=False).st_size))
             except FileNotFoundError:
                 continue
+        elif entry.is_dir(follow_symlinks=False):
+            directories.append(above + name)
     return directories, files
 
 

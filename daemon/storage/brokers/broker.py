@@ -303,6 +303,13 @@ class Broker(ABC):
             if wanted.takes(details.file):
                 yield details
 
+    def list_blocks(
+        self, volume_path: str | None, recursive: bool, prefix: str
+    ) -> Generator[Sequence[tuple[str, int]], None, None]:
+        """As `list_under`, as (path, size in bytes): as many at a time, one at least, as are found together."""
+        for details in self.list_under(volume_path, recursive, prefix):
+            yield (details,)
+
     def list_page(
         self, volume_path: str | None, recursive: bool, *, prefix: str = "", after: str = "", limit: int
     ) -> list[FileDetails]:
@@ -347,6 +354,10 @@ class Selection:
         is_on_level = self.recursive or path.count("/") == self.prefix.count("/")
         is_after = not self.after or path_order(path) > path_order(self.after)
         return is_on_level and is_after and path.startswith(self.prefix)
+
+    def takes_all_in(self, directory: str) -> bool:
+        """Whether every file right in `directory`, which is entered, is shown."""
+        return not self.after and (not self.prefix or f"{directory}/".startswith(self.prefix))
 
     def enters(self, directory: str) -> bool:
         """Whether anything below `directory` (a path without final `/`) can be shown."""

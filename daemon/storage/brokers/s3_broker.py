@@ -7,7 +7,7 @@ import heapq
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, starmap
 from typing import Any, NamedTuple, TypeVar
 
 from storage.brokers._parallel import Crew, Group
@@ -100,6 +100,12 @@ class S3Broker(Broker):
         del volume_path
         yield from self._listed(recursive, prefix)
 
+    def list_blocks(
+        self, volume_path: str | None, recursive: bool, prefix: str
+    ) -> Generator[list[tuple[str, int]], None, None]:
+        del volume_path
+        yield from self._pages(recursive, prefix)
+
     def list_page(
         self, volume_path: str | None, recursive: bool, *, prefix: str = "", after: str = "", limit: int
     ) -> list[FileDetails]:
@@ -117,6 +123,13 @@ class S3Broker(Broker):
     def _listed(
         self, recursive: bool, prefix: str, after: str = "", page_size: int = 1000
     ) -> Generator[FileDetails, None, None]:
+        with contextlib.closing(self._pages(recursive, prefix, after, page_size)) as pages:
+            for page in pages:
+                yield from starmap(FileDetails, page)
+
+    def _pages(
+        self, recursive: bool, prefix: str, after: str = "", page_size: int = 1000
+    ) -> Generator[list[tuple[str, int]], None, None]:
         check_prefix(prefix)
         settings, objects = self._configured()
         above = settings.prefix
@@ -127,10 +140,10 @@ class S3Broker(Broker):
             contextlib.closing(pages),
         ):
             for page in pages:
-                for key, size in page:
-                    path = key[len(above) :]
-                    if is_file_path(path):  # else no other operation would accept it
-                        yield FileDetails(path, size)
+                found = [(key[len(above) :], size) for key, size in page]
+                taken = [one for one in found if is_file_path(one[0])]  # else no other operation would accept it
+                if taken:
+                    yield taken
 
     def download_files(self, volume_path: str | None, file_downloads: Sequence[FileDownload]) -> None:
         objects = self._configured().objects
