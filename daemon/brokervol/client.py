@@ -224,9 +224,15 @@ class Client:
 
     def paths(self, workspace: str, files: Iterable[str]) -> list[str] | None:
         """Where this process sees the files in its own file system; None where the broker mounts nothing."""
-        body = {"files": [{"file_path": path} for path in files]}
-        paths: list[str] | None = self._object("POST", _workspace_url(workspace, "paths"), body)["paths"]
-        return paths
+        url = _workspace_url(workspace, "paths")
+        items = [{"file_path": path} for path in files]
+        found: list[str] = []
+        for start in range(0, max(len(items), 1), CHUNK_ITEMS):
+            paths = self._object("POST", url, {"files": items[start : start + CHUNK_ITEMS]})["paths"]
+            if paths is None:
+                return None
+            found += paths
+        return found
 
     def catalog(
         self, workspace: str, file_path: str | None = None, is_deleted: bool | None = None

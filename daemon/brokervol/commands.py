@@ -74,7 +74,7 @@ dot, and in --path for a `/`. Time is asked for by a call for each file that pas
 
 examples:
   brokervol find imagery: --name '*.tif' --larger 100M
-  brokervol find imagery: --newer 7d                         modified in the last seven days
+  brokervol find imagery: --newer 7d             modified in the last seven days
   brokervol find imagery:2026/ --older 2026-07-01 --json
   brokervol find products: --name '*.tmp' --print0 | xargs -0 -r brokervol rm
 """,
@@ -116,9 +116,9 @@ A source - is standard input, stored under the name that the target is.
 examples:
   brokervol cp out/*.tif products:2026/       local files into a workspace
   brokervol cp -r out products:run-17/        a directory, as run-17/out/...
-  brokervol cp 'imagery:2026/*.tif' .         quote patterns, for the shell does not know workspaces
+  brokervol cp 'imagery:2026/*.tif' .         patterns in quotes, for the shell
   brokervol cp imagery:a.tif archive:old/     from one workspace to another
-  brokervol cp -n -r imagery:2026 in          leave what is already there, as after an interrupt
+  brokervol cp -n -r imagery:2026 in          leave what is already there
   tar c out | brokervol cp - products:out.tar
 """,
     ),
@@ -182,9 +182,10 @@ examples:
 Commands, options, workspaces and paths are completed; paths by asking the sidecar, as far as it answers at once.
 
 examples:
-  brokervol completion bash        once for this shell: eval "$(/run/brokervol/brokervol completion bash)"
-  brokervol completion zsh         eval "$(...)", too, after compinit
-  brokervol completion fish        /run/brokervol/brokervol completion fish | source
+  brokervol completion bash                               print it
+  eval "$(/run/brokervol/brokervol completion bash)"      have it in this shell
+  eval "$(/run/brokervol/brokervol completion zsh)"       after compinit
+  /run/brokervol/brokervol completion fish | source
 """,
     ),
 }

@@ -30,7 +30,8 @@ _MOST_LISTED = 5000
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 _SPECIAL_TO_BASH = re.compile(r"""([\s\\"'`$&|;<>()\[\]{}*?!#~])""")
 # In an open quote bash puts a candidate as it stands. What these would end, or have it run, is not offered there.
-_UNSAFE_IN_QUOTE = {"": re.compile("(?!)"), "'": re.compile("'"), '"': re.compile(r'["$`\\!]')}
+# Nor is what is at home: there a tilde is one.
+_UNSAFE_IN_QUOTE = {"": re.compile("(?!)"), "'": re.compile("'|^~/"), '"': re.compile(r'["$`\\!]|^~/')}
 _COMMON_OPTIONS = ("--socket", "--help")
 
 # In bash a word ends at a colon, so that only what follows is replaced; quotes and spaces are ours to add.
@@ -46,6 +47,11 @@ complete -o nospace -F _brokervol brokervol
 _brokervol() {
     local -a found
     found=("${(@f)$("${(Q)words[1]}" __complete zsh "${(@Q)words[2,CURRENT-1]}" "${(Q)PREFIX}" 2>/dev/null)}")
+    if [[ $PREFIX == '~/'* ]]; then
+        [[ -z $QIPREFIX ]] || return 1
+        compset -P '\\~/'
+        found=("${(@)found#\\~/}")
+    fi
     compadd -S '' -- ${(M)found:#*[/:]}
     compadd -- ${found:#*[/:]}
 }
@@ -125,7 +131,8 @@ def _for_bash(candidate: str, line: Line, breaks: str) -> str:
         return candidate
     kept = max((line.words[-1].rfind(mark) for mark in ":=" if mark in breaks), default=-1) + 1
     end = "" if candidate.endswith(("/", ":")) else " "
-    return _SPECIAL_TO_BASH.sub(r"\\\1", candidate[kept:]) + end
+    home = "~/" if not kept and candidate.startswith("~/") else ""  # a tilde that the shell is to replace
+    return home + _SPECIAL_TO_BASH.sub(r"\\\1", candidate[kept + len(home) :]) + end
 
 
 def candidates(words: Sequence[str], verbs: Mapping[str, Sequence[str]], socket_path: str) -> list[str]:
@@ -174,7 +181,9 @@ def _without_sockets(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _local(current: str) -> Iterator[str]:
     directory, slash, name = current.rpartition("/")
-    return _scanned(directory + slash or ".", directory + slash, name)
+    is_at_home = current.startswith("~/")
+    seen = os.path.expanduser(directory + slash) if is_at_home else directory + slash
+    return _scanned(seen or ".", directory + slash, name)
 
 
 def _scanned(directory: str, shown: str, name: str) -> Iterator[str]:

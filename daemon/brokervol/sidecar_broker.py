@@ -32,13 +32,14 @@ from storage.brokers.broker import (
 )
 from storage.brokers.exceptions import InvalidBrokerConfiguration
 from storage.configuration.warnings import ValidationWarning
-from storage.exceptions import BackendUnavailable, FileChanged, StorageError, Unsupported
+from storage.exceptions import BackendUnavailable, FileChanged, InvalidPath, StorageError, Unsupported
 from storage.files import check_file_path, check_local_path, check_prefix
 from storage.models import ScaleFile, check_storable
 from storage.os_errors import quoted
 
 DEFAULT_SOCKET = "/run/brokervol/broker.sock"
 
+_LONGEST_PATH = 4096  # characters that the sidecar takes
 _KEYS = {"type", "workspace", "socket_path"}
 _WORKSPACE = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]*")
 _MEDIA_TYPE = re.compile("[ -~]{0,255}")
@@ -115,7 +116,7 @@ class SidecarBroker(Broker):
 
         def check(download: FileDownload) -> None:
             check_file_path(download.file.file_path)
-            check_local_path(download.local_path)
+            _check_local(download.local_path)
 
         def run(downloads: Sequence[FileDownload]) -> Results:
             items = [
@@ -133,7 +134,7 @@ class SidecarBroker(Broker):
 
         def check(upload: FileUpload) -> None:
             _check_new(upload.file)
-            check_local_path(upload.local_path)
+            _check_local(upload.local_path)
 
         def run(uploads: Sequence[FileUpload]) -> Results:
             items = [
@@ -252,6 +253,14 @@ def _done(
             yield item, result
     if refusal is not None:
         raise refusal
+
+
+def _check_local(path: str) -> None:
+    check_local_path(path)
+    if len(path) > _LONGEST_PATH:
+        raise InvalidPath(
+            f"local_path {quoted(path)} is too long: at most {_LONGEST_PATH:,} characters are accepted"
+        )
 
 
 def _check_new(file: ScaleFile) -> None:

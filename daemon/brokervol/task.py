@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import sys
+import textwrap
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
@@ -41,6 +43,17 @@ unavailable, 130 interrupted
 """
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Wraps prose to the terminal; indented lines, which are examples and tables, stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        filled: list[str] = []
+        for is_raw, group in itertools.groupby(text.splitlines(), key=lambda line: line[:1] in ("", " ")):
+            lines = list(group)
+            filled += lines if is_raw else textwrap.wrap(" ".join(lines), width, break_on_hyphens=False)
+        return "".join(f"{indent}{line}\n" for line in filled)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
@@ -54,7 +67,7 @@ def _parse(verb_name: str, arguments: Sequence[str]) -> argparse.Namespace:
         usage=verb.usage,
         description=f"{verb.summary[0].upper()}{verb.summary[1:]}.",
         epilog=f"{verb.epilog}\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
     _add_common(parser)
@@ -101,7 +114,9 @@ def main(argv: Sequence[str] | None = None, more_help: str = "", more_commands: 
     verb = ""
     try:
         if arguments[:1] == [COMPLETE]:
-            return print_candidates(arguments[1:], _spellings(more_commands), default_socket())
+            code = print_candidates(arguments[1:], _spellings(more_commands), default_socket())
+            _flush_failure()
+            return code
         top = _main_parser(more_help).parse_args(arguments)
         if top.command[0] in more_commands:
             name = top.command[0]
@@ -118,6 +133,24 @@ def main(argv: Sequence[str] | None = None, more_help: str = "", more_commands: 
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except SystemExit:  # of --help and --version, which have printed
+        failure = _flush_failure()
+        if failure is None:
+            raise
+        if isinstance(failure, BrokenPipeError):
+            return EXIT_OUTPUT_CLOSED
+        complain(verb, "", (failure.strerror or str(failure)).lower())
+        return EXIT_FAILED
+
+
+def _flush_failure() -> OSError | None:
+    """What keeps standard output from being written, if anything does; it leads nowhere then."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        abandon_output()
+        return error
+    return None
 
 
 def _spellings(more_commands: Sequence[str]) -> dict[str, list[str]]:
@@ -136,7 +169,7 @@ def _main_parser(more_help: str) -> argparse.ArgumentParser:
         usage="brokervol [--socket PATH] COMMAND ...",
         description=f"commands (each has --help with examples):\n{verbs}{more_help}",
         epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
     _add_common(parser)

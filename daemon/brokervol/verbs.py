@@ -35,6 +35,13 @@ _UNAVAILABLE = ("backend-unavailable", "unreachable")
 _HOPELESS = (*_UNAVAILABLE, "no-space", "unknown-workspace")
 
 
+# What the sidecar takes, in characters.
+_LONGEST_PATH = 4096
+_TOO_LONG = f"its path, or that at the target, has more than {_LONGEST_PATH:,} characters"
+
+# How an operation that has -r fails for a directory.
+_CODE_OF_DIRECTORY = {"download": "missing-file", "delete": "invalid-path"}
+
 # What a verb has done of files, and what its user does after an interrupt.
 _DONE = {"cp": "copied", "mv": "moved", "rm": "deleted"}
 
@@ -65,6 +72,9 @@ class Task(Console):
 
         def items() -> Iterator[dict[str, Any]]:
             for found, item in pairs:
+                if any(isinstance(value, str) and len(value) > _LONGEST_PATH for value in item.values()):
+                    self.fail(Failure(_shortened(found.path), "invalid-path", _TOO_LONG))
+                    continue  # the sidecar would refuse the whole request
                 asked.append(found)
                 yield item
 
@@ -75,7 +85,7 @@ class Task(Console):
                 if self.progress:
                     self.progress.files_done += 1
                     self.progress.bytes_done += found.size or 0
-                self._take(workspace, result)
+                self._take(workspace, result, "" if found.below else _CODE_OF_DIRECTORY.get(operation, ""))
 
     @property
     def is_watched(self) -> bool:
@@ -95,7 +105,7 @@ class Task(Console):
             self.progress.close()
             self.progress = None
 
-    def _take(self, workspace: str, result: dict[str, Any]) -> None:
+    def _take(self, workspace: str, result: dict[str, Any], code_of_directory: str) -> None:
         self.done += result["status"] == "done"
         if self.options.json:
             self.print_json(result)
@@ -108,8 +118,19 @@ class Task(Console):
             raise failure
         if code == "already-exists" and getattr(self.options, "no_clobber", False):
             self.kept += 1
+        elif code == code_of_directory and self._is_directory(workspace, result["file_path"]):
+            self.fail(Failure(failure.subject, code, "it is a directory: use -r for all files below it"))
         else:
             self.fail(failure)
+
+    def _is_directory(self, workspace: str, path: str) -> bool:
+        """Whether what has failed would have been done with -r."""
+        if self.options.recursive:
+            return False
+        below = self.client.files(workspace, f"{path}/", recursive=True)
+        with contextlib.suppress(BrokerError), contextlib.closing(below):
+            return next(below, None) is not None
+        return False
 
     def progress_so_far(self) -> str:
         """How many files were done, in words."""
@@ -128,6 +149,10 @@ class Task(Console):
             advice = "run the same command again to go on"
         in_work = ", and those in work may yet be" if self.total > self.done + self.kept else ""
         return f"interrupted: {self.progress_so_far()}{in_work}; {advice}"
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= 200 else f"{path[:120]}...{path[-60:]}"
 
 
 def run_rm(task: Task) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -86,12 +85,15 @@ def os_errors(subject: str, missing: type[StorageError] = MissingFile) -> Iterat
 def quoted(path: str) -> str:
     """A path for a sentence: quoted, control characters escaped, shortened in the middle when very long."""
     shown = path if len(path) <= 200 else f"{path[:120]}...{path[-60:]}"
-    return repr(os.fsencode(shown).decode("utf-8", "backslashreplace") if _is_encodable(shown) else shown)
+    if "\\" not in shown and shown.isprintable():
+        return repr(shown)
+    # A backslash of the name stays one, as its owner wrote it: repr would double it.
+    return "'" + "".join(_spelled(character) for character in shown) + "'"
 
 
-def _is_encodable(path: str) -> bool:
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError:
-        return False
-    return True
+def _spelled(character: str) -> str:
+    if character.isprintable() or character == "\\":
+        return character
+    if "\udc80" <= character <= "\udcff":  # a byte of a name that is not UTF-8, as `os.fsdecode` has it
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return repr(character)[1:-1]

@@ -21,7 +21,7 @@ from lab.sidecar import self_sidecar
 from storage.brokers import factory
 from storage.brokers.broker import FileDownload, FileMove, FileUpload
 from storage.catalog import Catalog
-from storage.exceptions import BackendUnavailable, MissingFile, ReadOnly, Unsupported
+from storage.exceptions import BackendUnavailable, InvalidPath, MissingFile, ReadOnly, Unsupported
 from storage.testing import TRAITS, WORKSPACE, Backend, BrokerSuite, DirectoryBackend, Traits
 
 
@@ -128,6 +128,20 @@ class TestSidecarBroker(BrokerSuite):
         files = [backend.present("a/b"), backend.file("c")]
         paths = backend.broker.get_file_system_paths(None, files)
         assert paths == [f"{backend.workspace}/a/b", f"{backend.workspace}/c"]
+
+    def test_paths_of_more_files_than_a_request_takes(self, backend: Backend) -> None:
+        paths = backend.broker.get_file_system_paths(None, [backend.file("a")] * 10_001)
+        assert paths == [f"{backend.workspace}/a"] * 10_001
+
+    def test_local_path_that_is_too_long_fails_in_its_turn(self, backend: Backend) -> None:
+        uploads = [
+            FileUpload(backend.file("a"), backend.source()),
+            FileUpload(backend.file("b"), "/" + "q" * 4096),
+            FileUpload(backend.file("c"), backend.source()),
+        ]
+        with pytest.raises(InvalidPath, match=r"local_path .* is too long"):
+            backend.broker.upload_files(None, uploads)
+        assert sorted(backend.listed()) == ["a"]
 
     def test_read_only_workspace_can_be_read(self, backend: Backend) -> None:
         file = backend.present("a")

@@ -35,6 +35,9 @@ COMPLETED = [
     ("brokervol ls 'data:2026/a", "brokervol ls 'data:2026/a.tif'"),
     ('brokervol ls "data:w', 'brokervol ls "data:with space"'),
     ("brokervol cp local/o", "brokervol cp local/out.tif "),
+    ("brokervol cp ~/local/o", "brokervol cp ~/local/out.tif "),
+    ("brokervol cp ~/lo", "brokervol cp ~/local/"),
+    ("brokervol cp '~/lo", "brokervol cp '~/lo"),
     ("brokervol find data: --newe", "brokervol find data: --newer "),
     ("brokervol ls data:.h", "brokervol ls data:.hidden "),
     ("brokervol ls nowhere:a", "brokervol ls nowhere:a"),
@@ -153,6 +156,7 @@ def test_fish_completes(place: Place) -> None:
     assert found["brokervol ls da"] == "data:"
     assert found["brokervol rm data:w"] == "data:with space"
     assert found["brokervol ls 'data:2026/a"] == "data:2026/a.tif"
+    assert found["brokervol cp ~/local/o"] == "~/local/out.tif"
     assert found["brokervol ls nowhere:a"] == ""
 
 

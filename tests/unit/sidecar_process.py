@@ -17,12 +17,19 @@ from brokervol.bundle import write_client
 
 @contextlib.contextmanager
 def sidecar_process(directory: Path, workspaces: dict[str, Any]) -> Iterator[Path]:
-    """A sidecar serving `workspaces`; yields the directory with its socket and the client, as a volume has them.
+    """A sidecar serving `workspaces`; yields the directory with its socket and client, as a volume has them."""
+    with killable_sidecar(directory, workspaces) as (served, _):
+        yield served
+
+
+@contextlib.contextmanager
+def killable_sidecar(directory: Path, workspaces: dict[str, Any]) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+    """As `sidecar_process`, with the process; once that is gone, another can be had in the same directory.
 
     Its log tells when it listens.
     """
     served = directory / "served"
-    served.mkdir()
+    served.mkdir(exist_ok=True)
     write_client(str(served))
     file = directory / "workspaces.json"
     file.write_text(json.dumps(workspaces))
@@ -32,7 +39,7 @@ def sidecar_process(directory: Path, workspaces: dict[str, Any]) -> Iterator[Pat
         try:
             assert process.stdout is not None
             assert "listens" in process.stdout.readline()
-            yield served
+            yield served, process
         finally:
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,8 +15,9 @@ from typing import NamedTuple
 import pytest
 
 from brokervol import client, task
+from lab.processes import wait_until
 from unit.scripted_sidecar import CHUNKED, Request, answer, chunk, lines, scripted_sidecar
-from unit.sidecar_process import Client, Outcome, clean_environment, sidecar_process
+from unit.sidecar_process import Client, Outcome, clean_environment, killable_sidecar, sidecar_process
 
 Here = Callable[..., Outcome]
 
@@ -785,3 +787,84 @@ def test_interrupt_says_how_far_it_came(run: Client, tmp_path: Path) -> None:
             b"run the same command again to go on\n"
         ),
     )
+
+
+# --- what a hostile user tried ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["cp", "rm"])
+def test_a_directory_without_recursive_is_told_how(here: Here, disk: Disk, verb: str) -> None:
+    write(disk.data, "d/a")
+    done = here(verb, "data:d", *([str(disk.task / "x")] if verb == "cp" else []))
+    assert done.err == f"brokervol: {verb}: data:d: it is a directory: use -r for all files below it\n"
+    assert tree(disk.data) == ["d/a"]
+
+
+def test_a_path_that_is_too_long_fails_alone(here: Here, disk: Disk) -> None:
+    write(disk.data, "a", "b")
+    done = here("rm", "data:a", "data:" + "q" * 4097, "data:b")
+    assert (done.code, tree(disk.data)) == (1, [])
+    told = "its path, or that at the target, has more than 4,096 characters"
+    assert done.err == f"brokervol: rm: {'q' * 120}...{'q' * 60}: {told}\n"
+
+
+def test_a_backslash_in_a_sentence_is_one(run: Client) -> None:
+    assert "there is no file 'a\\b' in the workspace" in run("cat", "data:a\\b").err
+    assert r"file_path 'n\xff' is not valid UTF-8" in run("cat", b"data:n\xff").err
+    assert r"""there is no file 'q"\'s' in""" in run("cat", "data:q\"'s").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("--help", "brokervol: no space left on device\n"),
+        ("--version", "brokervol: no space left on device\n"),
+        ("cp --help", "brokervol: cp: no space left on device\n"),
+        ("completion zsh", "brokervol: completion: no space left on device\n"),
+        ("ws", "brokervol: ws: no space left on device\n"),
+        ("__complete zsh l", ""),
+    ],
+)
+def test_output_that_cannot_be_written_is_one_sentence(run: Client, arguments: str, told: str) -> None:
+    def ended(output: int) -> tuple[int, str]:
+        line = [str(run.executable), *arguments.split()]
+        environment = clean_environment()
+        done = subprocess.run(line, stdout=output, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+        os.close(output)
+        return done.returncode, done.stderr
+
+    assert ended(os.open("/dev/full", os.O_WRONLY)) == (1 if told else 0, told)
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert ended(writer) == (141 if told else 0, "")
+
+
+@pytest.mark.parametrize("verb", ["upload", "download"])
+def test_a_sidecar_that_is_killed_in_a_batch_is_told_and_the_same_command_ends_it(
+    tmp_path: Path, verb: str
+) -> None:
+    count = 3000
+    for name in ("data", "in", "task"):
+        (tmp_path / name).mkdir()
+    source, target = ("in", "data") if verb == "upload" else ("data", "in")
+    write(tmp_path / source, *(f"{number:04}" for number in range(count)))
+    places = [f"{tmp_path}/in/.", "data:"] if verb == "upload" else ["data:", f"{tmp_path}/in"]
+    line = ["cp", "-q", "-r", *places]
+    workspaces = {"data": {"version": "1.0", "broker": {"type": "host", "host_path": str(tmp_path / "data")}}}
+    with killable_sidecar(tmp_path, workspaces) as (served, sidecar):
+        environment = clean_environment()
+        command = [str(served / "brokervol"), *line]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+            wait_until(lambda: len(os.listdir(tmp_path / target)) > 100, "some files are there")
+            sidecar.kill()
+            _, err = process.communicate(timeout=30)
+    assert process.returncode == 5
+    assert re.fullmatch(
+        r"brokervol: cp: the sidecar at \S+ broke off its answer: .*"
+        r" \((no file was copied|[\d,]+ of 3,000 files were copied)\)\n",
+        err,
+    )
+    with killable_sidecar(tmp_path, workspaces):
+        done = Client(served / "brokervol", tmp_path / "task")(*line)
+    assert (done.code, done.out, done.err) == (0, "", "")
+    assert len(tree(tmp_path / target)) == count
