@@ -134,6 +134,7 @@ def test_root_is_told_the_same_on_a_socket(site: Site) -> None:
 
 def test_without_a_driver_the_sidecar_tells_what_it_knows(short_dir: Path) -> None:
     with sidecar_of(short_dir, str(short_dir / "nobody.sock")) as sidecar:
+        sidecar.wait_for_log("status is served")
         operators = str(short_dir / "root/.state/operators.sock")
         found = request(operators, "GET", "/status")
         assert found.status == 503
