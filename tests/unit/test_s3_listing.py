@@ -13,7 +13,7 @@ from storage.exceptions import BackendUnavailable
 PAGE = (
     '<?xml version="1.0" encoding="UTF-8"?>\n'
     '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name><Prefix/>{token}'
-    "<KeyCount>2</KeyCount><MaxKeys>1000</MaxKeys><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>"
+    "<KeyCount>2</KeyCount><MaxKeys>1000</MaxKeys><EncodingType>url</EncodingType><IsTruncated>{truncated}</IsTruncated>"
     "<Contents><Key>a/b%20c%2B%C3%A9</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
     "<ETag>&quot;0123&quot;</ETag><ChecksumAlgorithm>CRC32</ChecksumAlgorithm><Size>12</Size>"
     "<StorageClass>STANDARD_IA</StorageClass></Contents>"
@@ -36,7 +36,7 @@ OTHERS = {
 
 
 def body(text: str, token: str = "") -> bytes:
-    return text.replace("{token}", token).encode()
+    return text.replace("{token}", token).replace("{truncated}", "true" if token else "false").encode()
 
 
 @pytest.mark.parametrize("form", OTHERS)
@@ -62,7 +62,29 @@ def test_objects_have_tag_and_storage_class() -> None:
 def test_a_token_with_entities_is_read() -> None:
     goes_on = GOES_ON.replace("1+/=", "a&amp;b")
     assert token_of(body(PAGE, goes_on)) == "a&b"
-    assert token_of(body(PAGE, "<NextContinuationToken></NextContinuationToken>")) == ""
+
+
+@pytest.mark.parametrize(
+    "token", ["<NextContinuationToken/>", "<NextContinuationToken></NextContinuationToken>", " "]
+)
+def test_a_part_is_never_told_as_the_whole(token: str) -> None:
+    with pytest.raises(BackendUnavailable, match="lists a part of the objects, and does not say how to go on"):
+        token_of(body(PAGE, token))
+
+
+def test_a_token_of_a_whole_listing_is_not_followed() -> None:
+    assert token_of(body(PAGE, GOES_ON).replace(b"true", b"false")) is None
+
+
+@pytest.mark.parametrize("size", ["-5", "", "1.5", "\u0663", "9" * 5000])
+def test_a_size_that_is_none_is_no_listing(size: str) -> None:
+    with pytest.raises(BackendUnavailable, match="no S3 service"):
+        keys_of(body(PAGE.replace("<Size>12<", f"<Size>{size}<")))
+
+
+def test_an_encoding_that_nobody_knows_is_no_listing() -> None:
+    with pytest.raises(BackendUnavailable, match="no S3 service"):
+        list(objects_of(body(PAGE.replace("UTF-8", "nonsense"))))
 
 
 NO_LISTINGS = [b"", b"<html></html>", body(PAGE)[:-5], body(PAGE)[:200], b"<ListBucketResult>", b"\xff"]

@@ -130,15 +130,19 @@ class BotoObjects(Objects):
 
     def _bodies(self, query: dict[str, Any]) -> Generator[bytes, None, None]:
         """The answers to a ListObjectsV2, unread but for what the next is asked for with."""
-        is_truncated = True
-        while is_truncated:
+        while True:
             with self._asking() as connection:
                 page: Mapping[str, Any] = connection.client.list_objects_v2(
                     Bucket=self._bucket, EncodingType="url", **query
                 )
-            yield page["Listing"]
-            query["ContinuationToken"] = token_of(page["Listing"])
-            is_truncated = bool(query["ContinuationToken"])
+            body = page.get("Listing", b"")  # there is none of an odd status, which is no listing either
+            yield body
+            token = token_of(body)
+            if not token:
+                return
+            if token == query.get("ContinuationToken"):
+                raise BackendUnavailable("the S3 service lists one page of objects again and again")
+            query["ContinuationToken"] = token
 
     def listed(self, keys: Sequence[str]) -> dict[str, Found]:
         wanted, found = set(keys), dict[str, Found]()

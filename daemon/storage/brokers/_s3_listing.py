@@ -11,7 +11,8 @@ from storage.brokers._s3_objects import Found
 from storage.exceptions import BackendUnavailable
 
 # As services write it: the key first, and nothing but plain elements before the size.
-_PLAIN = re.compile(r"<Contents><Key>([^<&]*)</Key>(?:<(?!Size>)(\w+)>[^<]*</\2>)*<Size>(\d+)</Size>")
+_PLAIN = re.compile(r"<Contents><Key>([^<&]*)</Key>(?:<(?!Size>)(\w+)>[^<]*</\2>)*<Size>([0-9]{1,19})</Size>")
+_SIZE = re.compile("[0-9]{1,19}")
 _TOKEN = re.compile(rb"<NextContinuationToken>([^<&]+)</NextContinuationToken>")
 _START, _END = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?<ListBucketResult[ >]"), b"</ListBucketResult>"
 
@@ -20,13 +21,18 @@ def token_of(body: bytes) -> str | None:
     """What to ask for the next page with; None at the last.
 
     Raises:
-        BackendUnavailable: it is no listing.
+        BackendUnavailable: it is no listing, or tells of more and not how to ask for it.
     """
-    if found := _TOKEN.search(body):
-        return found[1].decode()
-    if _is_plain(body) and b"NextContinuationToken" not in body:
-        return None
-    return _text(_parsed(body), "NextContinuationToken")
+    if _is_plain(body):
+        if b"<IsTruncated>false</IsTruncated>" in body:
+            return None
+        if b"<IsTruncated>true</IsTruncated>" in body and (found := _TOKEN.search(body)):
+            return found[1].decode("utf-8", "replace")
+    root = _parsed(body)
+    is_truncated, token = _text(root, "IsTruncated"), _text(root, "NextContinuationToken")
+    if is_truncated == "true" and not token:
+        raise BackendUnavailable("the S3 service lists a part of the objects, and does not say how to go on")
+    return None if is_truncated == "false" else token
 
 
 def keys_of(body: bytes) -> Iterable[tuple[str, int]]:
@@ -54,12 +60,11 @@ def objects_of(body: bytes) -> Iterator[tuple[str, Found]]:
     space = root.tag.removesuffix("ListBucketResult")
     decode = _decoder(is_encoded=_text(root, "EncodingType") == "url")
     for one in root.findall(f"{space}Contents"):
-        try:
-            size = int(one.findtext(f"{space}Size", ""))
-        except ValueError as error:
-            raise _no_listing() from error
+        size = one.findtext(f"{space}Size", "")
+        if not _SIZE.fullmatch(size):
+            raise _no_listing()
         tag = one.findtext(f"{space}ETag", "").strip('"')
-        yield decode(one.findtext(f"{space}Key", "")), Found(size, tag, one.findtext(f"{space}StorageClass"))
+        yield decode(one.findtext(f"{space}Key", "")), Found(int(size), tag, one.findtext(f"{space}StorageClass"))
 
 
 def _is_plain(body: bytes) -> bool:
@@ -77,7 +82,7 @@ def _text(root: ElementTree.Element, name: str) -> str | None:
 def _parsed(body: bytes) -> ElementTree.Element:
     try:
         root = ElementTree.fromstring(body)  # noqa: S314  # of the configured service
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two of encodings
         raise _no_listing() from error
     if not root.tag.endswith("ListBucketResult"):
         raise _no_listing()
