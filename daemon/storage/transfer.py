@@ -183,11 +183,14 @@ class Unfinished:
         self._name = ""
 
     def close(self) -> None:
-        """Let go of the file; if it was not published, it is no more."""
+        """Let go of the file; if it was not published, it is no more. Once closed it stays so."""
+        fd, self.fd = self.fd, -1
         with contextlib.suppress(OSError):  # NFS and FUSE tell of failed writes here; fsync has told before
-            os.close(self.fd)
+            if fd >= 0:
+                os.close(fd)
         if self._name:  # now: of an open file NFS would make one with another name (.nfs...), for all to see
             _remove_quietly(self._parent, self._name)
+            self._name = ""
 
 
 @contextmanager

@@ -13,18 +13,21 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lab.fault_proxy import Fault, FaultProxy, corrupt, error, reset, stall, truncate
 from lab.s3 import S3Server
-from storage import catalog
-from storage.brokers import _s3_boto, _s3_obstore
+from storage import catalog, journal
+from storage.brokers import _s3_boto, _s3_obstore, s3_broker
+from storage.brokers._s3_groups import Pace
 from storage.brokers.broker import Broker, FileDownload, FileMove, FileUpload
 from storage.brokers.factory import get_broker
 from storage.exceptions import (
     BackendUnavailable,
     ExpiredCredentials,
+    MissingFile,
     PermissionDenied,
     StorageError,
     TimedOut,
@@ -331,6 +334,72 @@ def test_a_source_that_cannot_be_removed_is_said(stage: Stage, bulk: str, overwr
         run()
     # What replaced nothing can be taken away again; what may have replaced something is all there is.
     assert stage.objects() == ({"f": NEW, "g": NEW} if overwrite else {"f": NEW})
+
+
+def test_a_lost_answer_to_the_deletion_of_a_source_loses_nothing(stage: Stage, bulk: str) -> None:
+    """The source may be gone, so the copy must stay, also if it replaced nothing."""
+    moved = file("f")
+    stage.broker.upload_files(None, [FileUpload(moved, stage.source(NEW))])
+    stage.broker.overwrite = False
+    stage.proxy.fail(reset(after_forwarding=True), method="POST", query="delete", times=3)
+    with pytest.raises(BackendUnavailable, match="the copy stays"):
+        stage.broker.move_files(None, [FileMove(moved, "g")])
+    assert stage.objects() == {"g": NEW}
+    assert journal.recover(stage.records, stage.broker, None, "w") == 0
+    assert [(record.file_path, record.file_size) for record in stage.records.page("w")] == [("g", len(NEW))]
+
+
+@pytest.mark.parametrize(
+    ("overwrite", "denied"),
+    [
+        (True, {"method": "POST", "query": "delete"}),
+        (False, {"method": "POST", "query": "delete"}),
+        (True, {"method": "HEAD", "path": "/g$", "times": None}),
+        (
+            False,
+            {"method": "HEAD", "path": "/g$", "times": None, "after": 2},
+        ),  # the first ask if something is there
+    ],
+)
+def test_what_a_denied_move_leaves_is_recorded(
+    stage: Stage, bulk: str, overwrite: bool, denied: dict[str, Any]
+) -> None:
+    moved, old = file("f"), file("g")
+    stage.broker.upload_files(None, [FileUpload(moved, stage.source(NEW))])
+    if overwrite:
+        stage.broker.upload_files(None, [FileUpload(old, stage.source(OLD))])
+    stage.broker.overwrite = overwrite
+    stage.proxy.fail(error(403, "AccessDenied"), **denied)
+    with pytest.raises(PermissionDenied, match="both are there" if overwrite else "the copy was removed again"):
+        stage.broker.move_files(None, [FileMove(moved, "g")])
+    assert stage.objects() == ({"f": NEW, "g": NEW} if overwrite else {"f": NEW})
+    found = {record.file_path: record.file_size for record in stage.records.page("w")}
+    assert found == dict.fromkeys(stage.objects(), len(NEW))
+    assert not journal.has_abandoned("w")
+
+
+def test_once_one_fails_nothing_of_later_groups_is_deleted(
+    stage: Stage, bulk: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_broker, "REQUESTS", Pace(10, 4))
+    keys = [f"k{number:02}" for number in range(40)]
+    for key in keys:
+        stage.put(key, OLD)
+    stage.proxy.fail(error(403, "AccessDenied"), method="HEAD", path="/k05$", times=None)
+    stage.proxy.fail(stall(0.5), method="HEAD", path="/k[123]", times=None)
+    with pytest.raises(PermissionDenied, match="k05"):
+        stage.broker.delete_files(None, [file(key) for key in keys])
+    stage.proxy.clear()
+    assert set(stage.objects()) == set(keys[5:])
+    assert {record.file_path for record in stage.records.page("w")} == set(keys[:5])
+
+
+def test_a_model_that_is_twice_in_a_batch_is_where_it_was_moved_to(stage: Stage, bulk: str) -> None:
+    stage.put("f", NEW)
+    moved, other = file("f"), file("g")
+    with pytest.raises(MissingFile):
+        stage.broker.move_files(None, [FileMove(moved, "g"), FileMove(moved, "h"), FileMove(other, "i")])
+    assert stage.objects() == {"h": NEW}
 
 
 def test_a_move_whose_copy_always_fails_keeps_its_source(stage: Stage, bulk: str) -> None:

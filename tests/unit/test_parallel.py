@@ -97,6 +97,29 @@ def test_a_group_that_cannot_begin_ends_with_those_before_it() -> None:
     assert log == ["begin 0", "begin 5", "end 0", "begin 10", "end 5", "end 10"]
 
 
+@pytest.mark.parametrize("threads", range(5))
+def test_where_no_thread_can_be_started_those_that_there_are_do_all(
+    monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """As with a limit on processes. What was to be begun lies in the pool's queue, for whichever thread comes."""
+    start, started = threading.Thread.start, list[threading.Thread]()
+
+    def limited(thread: threading.Thread) -> None:
+        if len(started) >= threads:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    log: list[str] = []
+    worked: list[int] = []
+    groups = groups_of(50, log, worked.append)
+    with Crew(4, 2) as crew:
+        assert crew.run(groups) is None
+    assert sorted(worked) == list(range(50))
+    assert [line for line in log if line.startswith("end")] == [f"end {start}" for start in range(0, 50, 5)]
+
+
 def test_an_interrupt_ends_no_group_under_its_threads() -> None:
     """A descriptor that a thread still writes to may be another file's as soon as it is closed."""
     log: list[str] = []

@@ -119,6 +119,7 @@ class FilesystemBroker(Broker):
                 group.each(uploading.write)
                 group.each(uploading.sync)
                 group.each(uploading.publish)
+                group.each(uploading.close)
                 group.each(group.sync_directories)
             group.record(self.outcomes)
 

@@ -22,8 +22,8 @@ GROUP_FILES = 256
 
 # Bound the descriptors that a call holds, which may be a process's 1,024 for all: files of a group that are open
 # together, and directories that their paths lie in.
-OPEN_FILES = 128
-DIRECTORIES = 128
+OPEN_FILES = 64
+DIRECTORIES = 64
 
 
 @dataclass(eq=False)

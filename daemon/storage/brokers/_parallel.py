@@ -9,8 +9,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from threading import Lock
-from typing import Any, TypeVar
+from threading import Condition, Lock
+from typing import Any, Generic, TypeVar
+
+from storage.exceptions import BackendUnavailable
 
 Item = TypeVar("Item")
 J = TypeVar("J", bound="Job")
@@ -58,7 +60,7 @@ class _UnderWay:
     group: Group
     working: Future[None] | None = None
     lock: Lock = field(default_factory=Lock)
-    is_over: bool = False
+    is_begun: bool = False
 
 
 class Crew:
@@ -101,7 +103,7 @@ class Crew:
                 except Exception as error:
                     refused = error
                     break
-                under_way[-1].working = self._leaders.submit(self._lead, under_way[-1])
+                under_way[-1].working = self._led(under_way[-1])
                 if len(under_way) == self._groups:
                     errors.append(self._end(under_way))
                 if self._failed < math.inf or group.is_cut or any(errors):
@@ -113,16 +115,23 @@ class Crew:
             raise
         return next(filter(None, [*errors, refused]), None)
 
+    def _led(self, entry: _UnderWay) -> Future[None]:
+        try:
+            return self._leaders.submit(self._lead, entry)
+        except RuntimeError:  # no thread can be started: by the calling one then
+            return _Here().submit(self._lead, entry)
+
     def _lead(self, entry: _UnderWay) -> None:
         with entry.lock:
-            if not entry.is_over and entry.group.number <= self._failed:
+            if not entry.is_begun and self.goes_on(entry.group):
+                entry.is_begun = True
                 entry.group.work(self)
 
     def _end(self, under_way: deque[_UnderWay]) -> BaseException | None:
         entry = under_way[0]
         failure = entry.working.exception() if entry.working else None
         with entry.lock:  # interrupted as it was handed over, it may be worked on, or be about to
-            entry.is_over = True
+            entry.is_begun = True  # by nobody any more
         under_way.popleft()  # not before: interrupted until here, its threads may be at it
         try:
             return entry.group.end() or failure
@@ -137,7 +146,8 @@ class Crew:
     ) -> list[J]:
         """Take a step with the jobs of a group, several at a time.
 
-        Once one has failed, no further one is begun: those that were begun come before those that were not.
+        Once one has failed, no further one is begun: those that were begun come before those that were not. Where
+        no more threads can be had, those that there are do all, the calling one if need be.
 
         Args:
             whatever: go on after a failure: for what is half done.
@@ -145,33 +155,81 @@ class Crew:
         Returns:
             The jobs that it was taken with.
         """
-        remaining, taken = iter(jobs), set[J]()
-        has_failed = False
+        work = _Work(step, jobs)
 
         def some() -> None:
-            nonlocal has_failed
-            while whatever or not (has_failed or self._failed < group.number):
-                job = next(remaining, None)
-                if job is None:
-                    return
-                try:
-                    step(job)
-                    taken.add(job)
-                except (KeyboardInterrupt, SystemExit):
-                    raise
-                except BaseException as error:  # Rust panics among them
-                    job.error, has_failed = error, True
+            while job := work.next(lambda: not whatever and (work.has_failed or not self.goes_on(group))):
+                if not work.take(job):
                     self._failed = min(self._failed, group.number)
 
-        wait([self._pool.submit(some) for _ in range(min(self._workers, len(jobs)))])
-        return [job for job in jobs if job in taken]
+        try:
+            begun: list[Future[None]] = []
+            with contextlib.suppress(RuntimeError):  # no thread can be started: those that there are do all
+                while len(begun) < min(self._workers, len(jobs)):
+                    begun.append(self._pool.submit(some))
+            if not begun:
+                some()
+            wait(begun)
+        finally:
+            work.end()  # what could not be begun is in the pool's queue all the same
+        return [job for job in jobs if job in work.taken]
+
+    def goes_on(self, group: Group) -> bool:
+        """Whether something further may be begun in a group: no failure of an earlier one, no interrupt."""
+        return self._failed >= group.number
+
+
+class _Work(Generic[J]):
+    """A step with some jobs, by whatever threads ask for one.
+
+    Attributes:
+        taken: the jobs that it was taken with.
+    """
+
+    def __init__(self, step: Callable[[J], object], jobs: Iterable[J]) -> None:
+        self.taken: set[J] = set()
+        self.has_failed = False
+        self._step, self._remaining = step, iter(jobs)
+        self._changed = Condition()
+        self._active, self._is_over = 0, False
+
+    def next(self, is_enough: Callable[[], bool]) -> J | None:
+        """A job for the calling thread, which must `take` it."""
+        with self._changed:
+            job = None if self._is_over or is_enough() else next(self._remaining, None)
+            self._active += job is not None
+            return job
+
+    def take(self, job: J) -> bool:
+        """Take the step; whether it succeeded."""
+        try:
+            self._step(job)
+            self.taken.add(job)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # Rust panics among them
+            job.error, self.has_failed = error, True
+        finally:
+            with self._changed:
+                self._active -= 1
+                self._changed.notify_all()
+        return job in self.taken
+
+    def end(self) -> None:
+        """Wait for the threads that are at a job; no other is begun, by whoever asks later."""
+        with self._changed:
+            self._is_over = True
+            self._changed.wait_for(lambda: not self._active)
 
 
 def one_ahead(source: Generator[Item, None, None]) -> Generator[Item, None, None]:
     """The items of `source`, each made by another thread while the one before is worked on."""
     # In this order: the thread must have ended when the source is closed.
     with contextlib.closing(source), ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, source, None)
+        try:
+            coming = pool.submit(next, source, None)
+        except RuntimeError as error:
+            raise BackendUnavailable(f"no thread can be started: {error}") from error
         while (item := coming.result()) is not None:
             coming = pool.submit(next, source, None)
             yield item

@@ -27,7 +27,7 @@ class Pace(NamedTuple):
     groups: int
 
 
-TRANSFERS = Pace(128, 2)  # each item holds a descriptor
+TRANSFERS = Pace(64, 2)  # each item holds a descriptor
 REQUESTS = Pace(1000, 4)
 
 # Of fewer, each is asked for by itself.
@@ -119,12 +119,21 @@ class Moves(Changes[FileMove, Copying]):
         copied = crew.each(self, Copying.copy, looked)
         self._list(copied, [job.new_key for job in copied])
         crew.each(self, Copying.verify, [job for job in copied if not job.is_verified], whatever=True)
+        for job in copied:
+            if isinstance(job.error, StorageError):
+                job.fail("the copy could not be looked at", job.error)
         verified = [job for job in copied if job.error is None]
         failed = self.objects.delete([job.key for job in verified if job.key != job.new_key])
         for job in verified:
             if job.key in failed:
-                job.keep(failed[job.key])
+                job.fail("the source could not be removed", failed[job.key])
         return [job for job in verified if job.key not in failed]
+
+    def end(self) -> BaseException | None:
+        for job in self.jobs:
+            if job.left is not None:
+                self._run.also(job.left)
+        return super().end()
 
     def _list(self, jobs: Sequence[Copying], keys: Sequence[str]) -> None:
         """Ask for many at a time. What fails here is found out when each is asked for by itself."""
@@ -141,9 +150,10 @@ class Deletions(Changes[ScaleFile, Deleting]):
 
     def change(self, crew: Crew) -> list[Deleting]:
         asked = [job for job in self.jobs if job.is_asked]
-        crew.each(self, Deleting.look, asked)
-        end = next((at for at, job in enumerate(self.jobs) if job.error is not None), None)
-        jobs = self.jobs[:end]
+        left = set(asked).difference(crew.each(self, Deleting.look, asked))
+        jobs = self.jobs[: next((at for at, job in enumerate(self.jobs) if job in left), None)]
+        if not crew.goes_on(self):
+            return []
         failed = self.objects.delete([job.key for job in jobs if job.is_there])
         for job in jobs:
             if job.key in failed:

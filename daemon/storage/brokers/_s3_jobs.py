@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import uuid as uuids
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from storage import linux
@@ -127,12 +129,14 @@ class Copying(Changing):
 
     Attributes:
         key, new_key: of the source and of the copy.
+        left: the record of the copy, where it stays though the move failed.
         listed: what a listing tells of the object at `key`, and of the one at `new_key` once it is copied.
     """
 
     def __init__(self, objects: Objects, planned: Planned[FileMove], keys: tuple[str, str], *, overwrite: bool):
         self.planned, self.file = planned, planned.item.file
         self.key, self.new_key = keys
+        self.left: ScaleFile | None = None
         self.listed: Found | None = None
         self._subject = f"move {quoted(self.file.file_path)} to {quoted(planned.item.new_path)}"
         self._objects, self._overwrite = objects, overwrite
@@ -155,7 +159,7 @@ class Copying(Changing):
         return self.key == self.new_key or (self.listed is not None and self.listed.size == self._found.size)
 
     def verify(self) -> None:
-        with about(self._subject), self.planned.asking():
+        with self.planned.asking():
             copied = self._objects.head(self.new_key)
             if copied.size != self._found.size:
                 raise BackendUnavailable(
@@ -168,13 +172,30 @@ class Copying(Changing):
         self.file.file_name = self.file.file_path.rpartition("/")[2]
         return self.file
 
-    def keep(self, error: StorageError) -> None:
-        """Fail, since the source could not be removed. A copy that replaced nothing is taken away."""
-        self.planned.is_uncertain = isinstance(error, BackendUnavailable)
+    def fail(self, what: str, error: StorageError) -> None:
+        """Fail after the copy was made. It is taken away if it replaced nothing, else it is recorded.
+
+        Where the service does not answer nothing is taken away, as the source may be gone: recovery finds out.
+        """
         left = "both are there"
-        if not self._overwrite and not self._objects.delete([self.new_key]):
-            left = "the copy was removed again"
-        self.error = type(error)(f"{self._subject}: the source could not be removed, {left}: {error}")
+        self.planned.is_uncertain = isinstance(error, BackendUnavailable)
+        if not self.planned.is_uncertain and not self._overwrite:
+            kept = self._objects.delete([self.new_key])
+            self.planned.is_uncertain = isinstance(kept.get(self.new_key), BackendUnavailable)
+            if not kept:
+                self.error = type(error)(f"{self._subject}: {what}, the copy was removed again: {error}")
+                return
+        if self.planned.is_uncertain:
+            left = "the copy stays, and what became of the source is found out later"
+        else:
+            self.left = self._copied()
+        self.error = type(error)(f"{self._subject}: {what}, {left}: {error}")
+
+    def _copied(self) -> ScaleFile:
+        path = self.planned.item.new_path
+        copied = replace(self.file, id=None, uuid=str(uuids.uuid4()), is_deleted=False, deleted=None)
+        copied.file_path, copied.file_name, copied.file_size = path, path.rpartition("/")[2], self._found.size
+        return copied
 
 
 class Deleting(Changing):

@@ -73,6 +73,7 @@ class Run(Generic[Item]):
             if intent := self.items[-1].intent:
                 intent.overwrite = overwrite
         self._done: dict[Planned[Item], ScaleFile | None] = {}
+        self._also: list[ScaleFile] = []
 
     def __enter__(self) -> Run[Item]:
         self.begin()
@@ -100,6 +101,10 @@ class Run(Generic[Item]):
         """Record at the end that an item is done, with its changed model if there is one to save."""
         self._done[planned] = file
 
+    def also(self, file: ScaleFile) -> None:
+        """Save the model of what an item that failed has left, too."""
+        self._also.append(file)
+
     def record(self, *, is_known: bool = True) -> None:
         """Save the models of what is done, and close the journal of what is known.
 
@@ -113,4 +118,5 @@ class Run(Generic[Item]):
         others = [planned for planned in self.items if planned not in self._done]
         kept = [each.intent for each in others if each.intent and (each.is_uncertain or not is_known)]
         dropped = [each.intent for each in others if each.intent and is_known and not each.is_uncertain]
-        journal.finish([file for file in self._done.values() if file], done, dropped, kept)
+        files = [file for file in self._done.values() if file]
+        journal.finish([*files, *self._also], done, dropped, kept)

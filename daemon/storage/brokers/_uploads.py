@@ -97,8 +97,9 @@ class Uploading:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         new.before = identity_of(found)
         self._replaced.add((found.st_dev, found.st_ino))
-        if stat.S_ISLNK(found.st_mode):
-            self._group.end_after_this()  # a later source's path may lead through it
+        if stat.S_ISLNK(found.st_mode):  # paths of others may lead through it
+            self._group.end_before_this()
+            self._group.end_after_this()
 
     def write(self, upload: Upload) -> None:
         """Write the file beside its place, and begin to bring it to the disk."""
@@ -130,13 +131,17 @@ class Uploading:
             upload.new.publish(upload.name, overwrite=self._overwrite)
         upload.directories.append(directory_of(upload.file.file_path))
 
+    def close(self, upload: NewFile) -> None:
+        """Let go of the file, since what comes next needs descriptors."""
+        upload.new.close()
+
     @contextmanager
     def _room(self) -> Iterator[None]:
-        """Let the earlier files take their places first when there is no space: what they replace gives some."""
+        """Where space or descriptors run out let the earlier files take their places first: that gives some."""
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
                 self._group.end_before_this()
             raise
 

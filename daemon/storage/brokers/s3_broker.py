@@ -369,6 +369,7 @@ def _apart(items: Sequence[Item], paths: Callable[[Item], set[str]]) -> Iterator
         if len(run) == _ITEMS_AT_ONCE or not is_apart:
             yield run
             run, touched, above = [], set(), set()
+            mine = paths(item)  # as they are now, where an earlier item is of the same model
         run.append(item)
         touched |= mine
         above |= mine_above
