@@ -330,25 +330,54 @@ def existing(engine: docker.DockerClient, name: str) -> Plugin | None:
 
 def remove(engine: docker.DockerClient, plugin: Plugin) -> None:
     """Make room for a new build, unless volumes would lose their driver and their state."""
-    volumes = engine.volumes.list(filters={"driver": plugin.name})
-    if volumes:
-        names = ", ".join(sorted(str(volume.name) for volume in volumes)[:5])
+    if volumes := volumes_of(engine, plugin):
         raise BuildFailed(
-            f"the plugin {plugin.name} is replaced by removing it, and its volumes ({names}) would be lost: "
-            f"remove them first (`docker volume rm`), or build under another --name"
+            f"the plugin {plugin.name} is replaced by removing it, and its volumes ({', '.join(volumes[:5])})"
+            " would be lost: export them and remove it yourself (docs/operations.md, Upgrading the plugin),"
+            " or build under another --name"
         )
     if plugin.enabled:
         plugin.disable()
     plugin.remove()
 
 
+def volumes_of(engine: docker.DockerClient, plugin: Plugin) -> list[str]:
+    """The names of its volumes. Of a disabled plugin the engine tells none: they are in its state."""
+    if plugin.enabled:
+        return sorted(str(volume.name) for volume in engine.volumes.list(filters={"driver": plugin.name}))
+    directory = Path(engine.info()["DockerRootDir"], "plugins", str(plugin.id))
+    try:
+        os.stat(directory)
+        with contextlib.suppress(FileNotFoundError):
+            document = json.loads((directory / "propagated-mount/.state/definitions.json").read_bytes())
+            return sorted(volume["name"] for volume in document["volumes"])
+    except (OSError, ValueError, LookupError) as error:
+        raise BuildFailed(
+            f"the plugin {plugin.name} is disabled, so the engine does not tell which volumes it has, and its"
+            f" state in {directory} cannot be read ({error}): enable it, or remove it (`docker plugin rm`)"
+        ) from error
+    return []
+
+
+def changed_settings(plugin: Plugin) -> dict[str, str]:
+    """What somebody has set, by variable."""
+    defaults = {setting["Name"]: setting["Value"] or "" for setting in plugin.attrs["Config"]["Env"]}
+    given = dict(text.partition("=")[::2] for text in plugin.attrs["Settings"]["Env"])
+    return {name: value for name, value in given.items() if value != defaults.get(name, value)}
+
+
 def create(engine: docker.DockerClient, name: str, archive: Path) -> Plugin:
-    """The plugin of this name made from the archive, as it is if it was made from it before."""
+    """The plugin of this name made from the archive, as it is if it was made from it before.
+
+    One that was made from another is replaced, if it has no volumes; what was set of it is set again.
+    """
     key = archive.stem.removeprefix("plugin-")
+    settings: dict[str, str] = {}
     if plugin := existing(engine, name):
         if f"BROKERVOL_BUILD={key}" in (plugin.settings or {}).get("Env", []):
             print(f"  plugin {plugin.name} is up to date")
             return plugin
+        settings = changed_settings(plugin)
         with step(f"removing the earlier build of {plugin.name}"):
             remove(engine, plugin)
     with step(f"creating plugin {name}"), archive.open("rb") as content:
@@ -363,6 +392,9 @@ def create(engine: docker.DockerClient, name: str, archive: Path) -> Plugin:
     if not answer.ok:
         raise BuildFailed(f"the engine refused the plugin: {answer.text.strip()}")
     created: Plugin = engine.plugins.get(name)  # type: ignore[no-untyped-call]
+    known = {setting["Name"] for setting in created.attrs["Config"]["Env"] if setting["Settable"]}
+    if kept := {name: value for name, value in settings.items() if name in known}:
+        configure(created, kept)
     return created
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 from docker.models.plugins import Plugin
 
+import build
 from lab import doctor, images
 from lab.directories import temporary_directory
 from lab.doctor import Diagnosis
@@ -60,10 +61,12 @@ def test_the_log_tells_what_became_of_a_volume(engine: Engine, plugin: Plugin) -
 def disabled(shared_engine: Engine) -> Iterator[Plugin]:
     """The plugin, disabled for the last tests here; its settings are as they were in the end."""
     found: Plugin = shared_engine.client.plugins.get(PLUGIN)  # type: ignore[no-untyped-call]
-    found.disable()
+    kept = shared_engine.client.volumes.create("kept", driver=PLUGIN, driver_opts={"type": "sidecar"})
+    found.disable(force=True)  # which volumes would refuse
     yield found
     found.configure({"NFS_PROBE_S": "30"})
     found.enable(timeout=60)
+    kept.remove()
 
 
 def test_plugin_that_is_disabled(shared_engine: Engine, disabled: Plugin) -> None:
@@ -83,3 +86,15 @@ def test_wrong_setting(shared_engine: Engine, disabled: Plugin) -> None:
     assert told.subject == "NFS_PROBE_S"
     assert "NFS_PROBE_S (--nfs-probe-s) is 'often'; accepted is a whole number from 1 to 3600" in told.finding
     assert "`docker plugin set brokervol NFS_PROBE_S=30`" in told.cure
+
+
+def test_a_disabled_plugin_that_has_volumes_is_not_replaced(shared_engine: Engine, disabled: Plugin) -> None:
+    """By `make install`: the engine lists no volumes of a driver that it cannot ask."""
+    script = "import sys, build; e = build.connect(sys.argv[1]); build.remove(e, build.existing(e, sys.argv[2]))"
+    line = [*shared_engine.entering, sys.executable, "-c", script, shared_engine.url, PLUGIN]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert "its volumes (kept) would be lost" in done.stderr
+    disabled.configure({"NFS_PROBE_S": "45"})
+    disabled.reload()
+    assert build.changed_settings(disabled) == {"NFS_PROBE_S": "45"}

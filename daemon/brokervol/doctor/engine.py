@@ -26,7 +26,9 @@ def check_engine(site: Site) -> Iterator[Finding]:
     """Whether it answers, and is new enough."""
     match site.engine:
         case NoSdk():
-            yield unseen(f"{site.engine}: the engine cannot be asked", "`pip install 'brokervol[host]'`")
+            yield unseen(
+                f"{site.engine}: the engine cannot be asked", "install brokervol's wheel with its extra `host`"
+            )
         case EngineForbidden():
             yield unseen(f"{site.engine}", f"{AS_ROOT}, or as a member of the group docker")
         case NoEngine():
