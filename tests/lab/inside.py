@@ -47,7 +47,7 @@ class Outside:
             for item in filter(_runs_inside, items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         if not _runs_inside(item) or prerequisites.absence_of_machine():
             return None
         if item.path not in self._reports:
@@ -57,6 +57,7 @@ class Outside:
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in self._reports[item.path][item.nodeid]:
             item.ihook.pytest_runtest_logreport(report=report)
+        _tear_down(item, nextitem)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
@@ -64,6 +65,18 @@ class Outside:
 def plugin() -> Inside | Outside:
     """The one for this side."""
     return Inside() if os.environ.get(_IS_INSIDE) else Outside()
+
+
+def _tear_down(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """What tests before this one have set up out here, and the next one does not need.
+
+    They left it for this one, as of the same directory or session, which has no use for it.
+    """
+    state = item.session._setupstate  # that of pytest's own protocol, which is not run
+    call = pytest.CallInfo.from_call(lambda: state.teardown_exact(nextitem), "teardown")
+    if call.excinfo:
+        report = item.ihook.pytest_runtest_makereport(item=item, call=call)
+        item.ihook.pytest_runtest_logreport(report=report)
 
 
 def _runs_inside(item: pytest.Item) -> bool:
