@@ -31,6 +31,8 @@ import requests
 from docker.errors import APIError, BuildError, DockerException, ImageNotFound, NotFound
 from docker.models.plugins import Plugin
 
+from storage.definitions import definitions_path, read_backup
+
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "plugin"
 CACHE = ROOT / ".cache"
@@ -349,9 +351,8 @@ def volumes_of(engine: docker.DockerClient, plugin: Plugin) -> list[str]:
     try:
         os.stat(directory)
         with contextlib.suppress(FileNotFoundError):
-            document = json.loads((directory / "propagated-mount/.state/definitions.json").read_bytes())
-            return sorted(volume["name"] for volume in document["volumes"])
-    except (OSError, ValueError, LookupError) as error:
+            return sorted(one.name for one in read_backup(definitions_path(f"{directory}/propagated-mount")))
+    except (OSError, ValueError) as error:
         raise BuildFailed(
             f"the plugin {plugin.name} is disabled, so the engine does not tell which volumes it has, and its"
             f" state in {directory} cannot be read ({error}): enable it, or remove it (`docker plugin rm`)"

@@ -6,15 +6,11 @@ A picture is a function in OF_SITE or OF_HOST that writes the file of its name.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import socket
-import struct
-import subprocess
 import sys
-import termios
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ from lab.directories import temporary_directory
 from lab.engine import Engine
 from lab.stage import PLUGIN, stage
 from lab.status_site import Site, status_site
+from lab.terminal import sent_by
 
 DIRECTORY = Path(__file__).parents[1] / "docs/pictures"
 _COLUMNS = 110
@@ -83,9 +80,8 @@ def doctor_command(engine: Engine, file: Path) -> None:
 
 def terminal(engine: Engine, *words: str) -> str:
     """What a terminal is sent by a command beside the engine."""
-    environment = {**os.environ, "DOCKER_HOST": engine.url, "COLUMNS": str(_COLUMNS), "TERM": "xterm"}
-    environment.pop("NO_COLOR", None)
-    shown, _ = on_terminal([*engine.entering, sys.executable, "-m", "brokervol", *words], environment)
+    command = [*engine.entering, sys.executable, "-m", "brokervol", *words]
+    shown, _ = sent_by(command, _COLUMNS, {"DOCKER_HOST": engine.url})
     return shown.replace("\r\n", "\n")
 
 
@@ -108,30 +104,12 @@ def copy_command(site: Site, file: Path) -> None:
         for number in range(4000):
             (directory / "scenes" / f"{number:04}.tif").write_bytes(bytes(8192))
         words = ["cp", "-r", "scenes", "data:2026/"]
-        environment = {**os.environ, "BROKERVOL_SOCKET": site.sidecar.socket_path}
-        shown, code = on_terminal([sys.executable, "-m", "brokervol", *words], environment, directory)
+        command = [sys.executable, "-m", "brokervol", *words]
+        shown, code = sent_by(command, _COLUMNS, {"BROKERVOL_SOCKET": site.sidecar.socket_path}, directory)
         if code:
             raise RuntimeError(shown)
     frames = [line for frame in shown.split("\r") if (line := frame.replace("\x1b[K", "").strip())]
     draw("brokervol cp", f"$ brokervol {' '.join(words)}\n{frames[len(frames) // 2]}", file)
-
-
-def on_terminal(
-    command: Sequence[str], environment: Mapping[str, str], cwd: Path | None = None
-) -> tuple[str, int]:
-    """What a command sends a terminal, and how it ends."""
-    controller, terminal = os.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, _COLUMNS, 0, 0))
-    text = b""
-    with (
-        open(controller, "rb", buffering=0) as output,
-        subprocess.Popen(command, cwd=cwd, env=environment, stdout=terminal, stderr=terminal) as process,
-    ):
-        os.close(terminal)
-        with contextlib.suppress(OSError):  # the terminal's other side is closed
-            while part := output.read(65536):
-                text += part
-        return text.decode(), process.wait()
 
 
 OF_SITE: Mapping[str, Callable[[Site, Path], None]] = {"status-page.png": status_page, "cp.svg": copy_command}

@@ -31,9 +31,12 @@ if TYPE_CHECKING:
 
     from brokervol.exchange import Readable
 
-__all__ = ["CHUNK_ITEMS", "BrokerError", "Client", "FileDetails", "FileFacts", "Stored"]
+__all__ = ["CHUNK_ITEMS", "LONGEST_PATH", "BrokerError", "Client", "FileDetails", "FileFacts", "Stored"]
 
 CHUNK_ITEMS = 500
+
+# Of a path that the sidecar takes, in characters.
+LONGEST_PATH = 4096
 _PAGE_RECORDS = 1000
 _NDJSON = "application/x-ndjson"
 _JSON = "application/json"

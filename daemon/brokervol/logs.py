@@ -140,8 +140,9 @@ def in_words(line: bytes) -> bytes:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         entry = {"event": line.decode(errors="replace")}
-    cells = _time(entry), _text(entry, "level"), _text(entry, "process")
-    head = "  ".join(f"{visible(cell):<{width}}" for cell, width in zip(cells, (20, 7, 10), strict=True))
+    level, moment, process = _WIDTHS
+    cells = (_time(entry), moment), (_text(entry, "level"), level), (_text(entry, "process"), process)
+    head = "  ".join(f"{visible(cell):<{width}}" for cell, width in cells)
     shown = [f"{head}  {visible(each)}\n" for each in text_of(entry).splitlines() or [""]]
     return "".join(shown).encode(errors="backslashreplace")
 

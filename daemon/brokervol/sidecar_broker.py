@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
-from brokervol.client import BrokerError, Client
+from brokervol.client import LONGEST_PATH, BrokerError, Client
 from storage import exceptions
 from storage.brokers.broker import (
     Broker,
@@ -39,7 +39,6 @@ from storage.os_errors import quoted
 
 DEFAULT_SOCKET = "/run/brokervol/broker.sock"
 
-_LONGEST_PATH = 4096  # characters that the sidecar takes
 _KEYS = {"type", "workspace", "socket_path"}
 _WORKSPACE = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]*")
 _MEDIA_TYPE = re.compile("[ -~]{0,255}")
@@ -257,9 +256,9 @@ def _done(
 
 def _check_local(path: str) -> None:
     check_local_path(path)
-    if len(path) > _LONGEST_PATH:
+    if len(path) > LONGEST_PATH:
         raise InvalidPath(
-            f"local_path {quoted(path)} is too long: at most {_LONGEST_PATH:,} characters are accepted"
+            f"local_path {quoted(path)} is too long: at most {LONGEST_PATH:,} characters are accepted"
         )
 
 

@@ -137,10 +137,7 @@ def main(argv: Sequence[str] | None = None, more_help: str = "", more_commands: 
         failure = _flush_failure()
         if failure is None:
             raise
-        if isinstance(failure, BrokenPipeError):
-            return EXIT_OUTPUT_CLOSED
-        complain(verb, "", (failure.strerror or str(failure)).lower())
-        return EXIT_FAILED
+        return EXIT_OUTPUT_CLOSED if isinstance(failure, BrokenPipeError) else told_of(verb, failure)
 
 
 def _flush_failure() -> OSError | None:
@@ -206,10 +203,15 @@ def _unexpected(task: Task, error: Exception) -> int:
     if os.environ.get("BROKERVOL_DEBUG") == "1":
         traceback.print_exc()
     if isinstance(error, OSError):
-        complain(task.verb, str(error.filename or ""), (error.strerror or str(error)).lower())
-    else:
-        kind = type(error).__name__
-        complain(task.verb, "", f"unexpected {kind}: {error}; please report it (BROKERVOL_DEBUG=1 shows where)")
+        return told_of(task.verb, error)
+    kind = type(error).__name__
+    complain(task.verb, "", f"unexpected {kind}: {error}; please report it (BROKERVOL_DEBUG=1 shows where)")
+    return EXIT_FAILED
+
+
+def told_of(verb: str, error: OSError) -> int:
+    """Say what the system refuses; the exit code."""
+    complain(verb, str(error.filename or ""), (error.strerror or str(error)).lower())
     return EXIT_FAILED
 
 

@@ -6,8 +6,8 @@ import io
 import sys
 from collections.abc import Callable
 
-from brokervol.console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OUTPUT_CLOSED, complain
-from brokervol.task import abandon_output, open_closed_streams
+from brokervol.console import EXIT_INTERRUPTED, EXIT_OUTPUT_CLOSED
+from brokervol.task import abandon_output, open_closed_streams, told_of
 
 
 def guarded(name: str, run: Callable[[], int]) -> int:
@@ -32,5 +32,4 @@ def guarded(name: str, run: Callable[[], int]) -> int:
         return EXIT_OUTPUT_CLOSED
     except OSError as error:
         abandon_output()
-        complain(name, error.filename or "", (error.strerror or str(error)).lower())
-        return EXIT_FAILED
+        return told_of(name, error)

@@ -11,7 +11,7 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from brokervol.client import CHUNK_ITEMS, BrokerError, Client
+from brokervol.client import CHUNK_ITEMS, LONGEST_PATH, BrokerError, Client
 from brokervol.console import Console, Failure, UsageError
 from brokervol.places import (
     Found,
@@ -35,9 +35,7 @@ _UNAVAILABLE = ("backend-unavailable", "unreachable")
 _HOPELESS = (*_UNAVAILABLE, "no-space", "unknown-workspace")
 
 
-# What the sidecar takes, in characters.
-_LONGEST_PATH = 4096
-_TOO_LONG = f"its path, or that at the target, has more than {_LONGEST_PATH:,} characters"
+_TOO_LONG = f"its path, or that at the target, has more than {LONGEST_PATH:,} characters"
 
 # How an operation that has -r fails for a directory.
 _CODE_OF_DIRECTORY = {"download": "missing-file", "delete": "invalid-path"}
@@ -72,7 +70,7 @@ class Task(Console):
 
         def items() -> Iterator[dict[str, Any]]:
             for found, item in pairs:
-                if any(isinstance(value, str) and len(value) > _LONGEST_PATH for value in item.values()):
+                if any(isinstance(value, str) and len(value) > LONGEST_PATH for value in item.values()):
                     self.fail(Failure(_shortened(found.path), "invalid-path", _TOO_LONG))
                     continue  # the sidecar would refuse the whole request
                 asked.append(found)

@@ -5,17 +5,16 @@ What volumes cost, up to ten thousand, the driver's section measures. `plot.py` 
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from bench.frame import Case, Contender, Figure
 from bench.resident import highest, watched
-from bench.session import Session, Tree, progress
+from bench.session import Session, Tree
+from bench.sidecar_calls import LINES, asked, fill
 from lab.processes import Running
 from lab.sidecar import self_sidecar
-from lab.unix_http import UnixConnection
+from lab.unix_http import connected
 
 _FILES_A_BATCH = 10_000
 _TIMEOUT_S = 600
@@ -58,11 +57,7 @@ class _Listing:
     def __init__(self, sidecar: Running, directory: Path, count: int) -> None:
         self.count = count
         self._sidecar, self._prefix = sidecar, f"{directory.name}/"
-        progress(f"making {count:,} files to be listed")
-        for number in range(count):
-            if number % 1000 == 0:
-                (below := directory / f"{number // 1000:04}").mkdir(parents=True)
-            os.close(os.open(f"{below}/{number:07}.dat", os.O_CREAT | os.O_WRONLY))
+        fill(directory, count)
 
     def ask(self, _: int) -> None:
         _asked(self._sidecar, "GET", f"files?recursive=true&prefix={self._prefix}")
@@ -93,16 +88,6 @@ class _Batches:
 
 
 def _asked(sidecar: Running, method: str, path: str, document: object = None) -> None:
-    """Ask, and take all of the answer, which must be good."""
-    connection = UnixConnection(sidecar.socket_path, _TIMEOUT_S)
-    headers = {"Accept": "application/x-ndjson"} if document is None else {"Content-Type": "application/json"}
-    try:
-        body = None if document is None else json.dumps(document)
-        connection.request(method, f"/v1/workspaces/data/{path}", body, headers)
-        answer = connection.getresponse()
-        while part := answer.read(1 << 20):
-            last = part
-        if answer.status != 200:
-            raise RuntimeError(f"{method} {path} was answered by {answer.status}: {last[:1000]!r}")
-    finally:
-        connection.close()
+    """Ask the sidecar for lines, or to do what the document says."""
+    connection = connected(sidecar.socket_path, _TIMEOUT_S)
+    asked(connection, method, f"/v1/workspaces/data/{path}", document, LINES if document is None else {})

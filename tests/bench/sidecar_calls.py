@@ -23,6 +23,7 @@ from urllib.parse import urlencode
 from bench.calls import Caller, Timings
 from bench.client import Client
 from bench.frame import Case, Contender, Figure
+from bench.resident import highest, watched
 from bench.session import Session, Tree, progress, run
 from lab.processes import Running, running
 from lab.sidecar import caller_sidecar
@@ -34,7 +35,7 @@ _CALLS_A_ROUND = 10  # times as many as there are mounts in the driver's section
 _FILE_CALLS = 0.05  # of rclone's calls a file, such a part is made
 _MEMORY_TARGET_MB = 20
 _PRIVATE_BIND = 'mount --bind "$1" "$2"; shift 2; exec "$@"'
-_LINES = {"Accept": "application/x-ndjson"}
+LINES = {"Accept": "application/x-ndjson"}
 
 
 def measure(session: Session) -> None:
@@ -77,11 +78,11 @@ class Site:
 
     def ask(self, method: str, path: str, document: object = None, **headers: str) -> int:
         """Ask the sidecar; the answer must be good, and its length is returned."""
-        return _asked(self.connection(), method, f"{_WS}/{path}", document, headers)
+        return asked(self.connection(), method, f"{_WS}/{path}", document, headers)
 
     def ask_rclone(self, path: str, **document: object) -> int:
         """One call of rclone's, likewise."""
-        return _asked(self.rclone_connection(), "POST", path, document, {})
+        return asked(self.rclone_connection(), "POST", path, document, {})
 
 
 @contextlib.contextmanager
@@ -246,11 +247,11 @@ class _Batches:
 
 def _measure_listing(session: Session, site: Site) -> None:
     count = session.sizes.keys
-    _fill(site.data / "listed", count)
+    fill(site.data / "listed", count)
     listed = f"list {count:,} files as lines"
 
     def ours(_: int) -> None:
-        site.ask("GET", "files?recursive=true&prefix=listed/", **_LINES)
+        site.ask("GET", "files?recursive=true&prefix=listed/", **LINES)
 
     def rclone(_: int) -> None:
         site.ask_rclone("/operations/list", fs=str(site.data), remote="listed", opt={"recurse": True})
@@ -259,15 +260,15 @@ def _measure_listing(session: Session, site: Site) -> None:
     session.race("sidecar", Case(listed, count, "files", Contender("ours", ours, "paths and sizes"), [rival]))
     if session.is_large:
         count *= 10
-        _fill(site.data / "many", count)
+        fill(site.data / "many", count)
     prefix = "many/" if session.is_large else "listed/"
-    before = _start(site.sidecar.pid)
-    site.ask("GET", f"files?recursive=true&prefix={prefix}", **_LINES)
-    grown = (_status(site.sidecar.pid, "VmHWM") - before) / 1e6
+    before = watched(site.sidecar.pid)
+    site.ask("GET", f"files?recursive=true&prefix={prefix}", **LINES)
+    grown = (highest(site.sidecar.pid) - before) / 1e6
     session.note(Figure("sidecar", f"memory, list {count:,} files", grown, _MEMORY_TARGET_MB, "MB", "as lines"))
 
 
-def _fill(directory: Path, count: int) -> None:
+def fill(directory: Path, count: int) -> None:
     """Make empty files, a thousand in each directory."""
     progress(f"making {count:,} files to be listed")
     for number in range(count):
@@ -276,18 +277,8 @@ def _fill(directory: Path, count: int) -> None:
         os.close(os.open(f"{below}/{number:07}.dat", os.O_CREAT | os.O_WRONLY))
 
 
-def _start(pid: int) -> int:
-    """Resident memory now, in bytes, which counts as the highest from now on."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
-    return _status(pid, "VmRSS")
-
-
-def _status(pid: int, name: str) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
-
-
-def _asked(connection: socket.socket, method: str, path: str, document: Any, headers: dict[str, str]) -> int:
+def asked(connection: socket.socket, method: str, path: str, document: Any, headers: dict[str, str]) -> int:
+    """Ask on a connection, and close it; the answer must be good, and its length in bytes is returned."""
     client = http.client.HTTPConnection("localhost")
     client.sock = connection
     body = None if document is None else json.dumps(document)
@@ -296,11 +287,11 @@ def _asked(connection: socket.socket, method: str, path: str, document: Any, hea
     with contextlib.closing(client):
         client.request(method, path, body, headers)
         answer = client.getresponse()
-        length = 0
+        length, last = 0, b""
         while part := answer.read(1 << 20):
-            length += len(part)
+            length, last = length + len(part), part
         if answer.status != http.client.OK:
-            raise RuntimeError(f"{method} {path} was answered by {answer.status}: {part[:1000]!r}")
+            raise RuntimeError(f"{method} {path} was answered by {answer.status}: {last[:1000]!r}")
     return length
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import stat
 import threading
@@ -24,7 +23,7 @@ from lab.processes import Running, wait_until
 from lab.programs import pausing_program
 from lab.sidecar import caller_sidecar, descriptors, thread_identities
 from lab.task import Identity, Task
-from lab.unix_http import connected, request
+from lab.unix_http import connected, request, without_request
 from lab.world import USER, WS, empty, one
 from storage.exceptions import StorageError
 
@@ -104,7 +103,7 @@ def test_without_the_volume_a_workspace_looks_like_one_that_does_not_exist(world
         held, other = task.get(f"{WS}/files"), task.get("/v1/workspaces/nonsense/files")
         assert (held.status, other.status) == (404, 404)
         assert held.json["code"] == "unknown-workspace"
-        assert _plain(held.text).replace("data", "nonsense") == _plain(other.text)
+        assert without_request(held.text).replace("data", "nonsense") == without_request(other.text)
 
 
 def test_a_directory_with_the_same_path_or_content_is_no_token(world: World) -> None:
@@ -510,8 +509,3 @@ def test_errors_have_the_documented_kinds() -> None:
 
     kinds = {kind.code for kind in StorageError.__subclasses__()}
     assert kinds <= set(STATUS_OF_CODE)
-
-
-def _plain(problem: str) -> str:
-    """Without the request's own id."""
-    return re.sub("request:[0-9a-f]{16}", "request:", problem)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from lab.directories import temporary_directory
 from lab.processes import Running
 from lab.sidecar import caller_sidecar
 from lab.task import Identity, Task
+from lab.unix_http import without_request
 from lab.world import USER, WS, World, empty, one, world_of
 from sidecar.holdings import Holding
 from sidecar.records import Records
@@ -120,7 +120,9 @@ def test_what_is_outside_the_part_is_as_if_it_were_not(world: World) -> None:
                         for found in (records[path][kind], never[kind])
                     ]
                     assert answers[0].status == 404
-                    assert _plain(answers[0].text).replace(known, unknown) == _plain(answers[1].text)
+                    assert without_request(answers[0].text).replace(known, unknown) == without_request(
+                        answers[1].text
+                    )
             for named in (path, f"sub/{path}", f"../{path}", f"{world.data}/{path}"):
                 answer = task.post(*one("download", file_path=named, local_path="/tmp/out"))
                 assert answer.status in (400, 404), (named, answer.text)
@@ -299,8 +301,3 @@ def test_records_are_found_below_the_part_on_every_database(records: Catalog) ->
     seen.save()
     assert mine.at_path("x/f") is None
     assert [json.dumps(record.file_path) for record in records.page("w", is_deleted=True)] == ['"a_%/\\u00fc/x/f"']
-
-
-def _plain(problem: str) -> str:
-    """Without the request's own id."""
-    return re.sub("request:[0-9a-f]{16}", "request:", problem)

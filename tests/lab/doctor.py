@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -10,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from lab.terminal import sent_by
 
 _TIMEOUT_S = 60
 
@@ -25,20 +26,9 @@ def at_terminal(columns: int, line: Sequence[str], exit_code: int) -> str:
 
 
 def _sent(columns: int, line: Sequence[str], exit_code: int, **environment: str) -> str:
-    given = {**os.environ, "DOCKER_HOST": "unix:///nowhere", "COLUMNS": str(columns), "TERM": "xterm"}
-    given.pop("NO_COLOR", None)
-    controller, terminal = os.openpty()
-    text = b""
-    with (
-        open(controller, "rb", buffering=0) as output,
-        subprocess.Popen(line, env={**given, **environment}, stdout=terminal) as process,
-    ):
-        os.close(terminal)
-        with contextlib.suppress(OSError):  # the terminal's other side is closed
-            while part := output.read(65536):
-                text += part
-        assert process.wait(_TIMEOUT_S) == exit_code
-    return text.decode()
+    text, ended = sent_by(line, columns, {"DOCKER_HOST": "unix:///nowhere", **environment})
+    assert ended == exit_code
+    return text
 
 
 class Told(NamedTuple):

@@ -1,17 +1,21 @@
-"""A person's terminal: a shell on a pseudo-terminal, at which blocks of commands are typed one after another."""
+"""A person's terminal: what a command shows there; and a shell, at which blocks of commands are typed in turn."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import select
+import struct
 import subprocess
 import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 
+_COMMAND_S = 60
 _BLOCK_S = 240
 # What each shell is told first, also one that was started by a command, in a container. A command that fails is
 # remembered, and the next ones go on, as at a terminal; those in `if`, `||` and the like are none.
@@ -21,6 +25,29 @@ set -E -o pipefail; trap 'failed+="$? from $BASH_COMMAND; "' ERR
 ready=yes
 """
 _MARK = re.compile(r"typed-(\d+):(\w*):(.*):end")
+
+
+def sent_by(
+    command: Sequence[str], columns: int, environment: Mapping[str, str], cwd: Path | None = None
+) -> tuple[str, int]:
+    """What a command sends a terminal of so many columns, and how it ends.
+
+    It has the tests' environment and the given one, and may use colours unless that says otherwise.
+    """
+    given = {name: text for name, text in os.environ.items() if name != "NO_COLOR"}
+    given |= {"COLUMNS": str(columns), "TERM": "xterm", **environment}
+    controller, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    text = b""
+    with (
+        open(controller, "rb", buffering=0) as output,
+        subprocess.Popen(command, cwd=cwd, env=given, stdout=terminal, stderr=terminal) as process,
+    ):
+        os.close(terminal)
+        with contextlib.suppress(OSError):  # the terminal's other side is closed
+            while part := output.read(65536):
+                text += part
+        return text.decode(), process.wait(_COMMAND_S)
 
 
 class CommandFailed(AssertionError):

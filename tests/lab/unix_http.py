@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import socket
 from typing import Any, NamedTuple
 
@@ -17,6 +18,11 @@ class Answer(NamedTuple):
     @property
     def json(self) -> Any:
         return json.loads(self.body)
+
+
+def without_request(problem: str) -> str:
+    """A problem's text without the id of its request, which is another each time."""
+    return re.sub("request:[0-9a-f]{16}", "request:", problem)
 
 
 class UnixConnection(http.client.HTTPConnection):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
 import pytest
@@ -211,12 +211,19 @@ def test_of_one_server_so_many_mounts_run_and_the_next_wait(known: Known) -> Non
         pass
 
 
-def test_those_who_wait_are_refused_when_the_server_is_found_dead(known: Known) -> None:
-    with contextlib.ExitStack() as running, ThreadPoolExecutor(20) as pool:
+@contextlib.contextmanager
+def those_who_wait(known: Known, count: int) -> Iterator[list[Future[bool]]]:
+    """So many mounts, while as many run as may."""
+    with contextlib.ExitStack() as running, ThreadPoolExecutor(count) as pool:
         for _ in range(AT_ONCE):
             running.enter_context(known.turn())
-        waiting = [pool.submit(_took_turn, known) for _ in range(20)]
-        wait_until(lambda: _waiting(known) == 20, "all of them wait")
+        waiting = [pool.submit(_took_turn, known) for _ in range(count)]
+        wait_until(lambda: _waiting(known) == count, "all of them wait")
+        yield waiting
+
+
+def test_those_who_wait_are_refused_when_the_server_is_found_dead(known: Known) -> None:
+    with those_who_wait(known, 20) as waiting:
         known.fail("it is down")
         assert all(str(future.exception()).startswith("it is down; so it has been since") for future in waiting)
 
@@ -298,11 +305,7 @@ def test_a_mount_that_hung_has_the_server_asked_before_it_is_called_dead(known: 
 
 
 def test_nobody_waits_for_a_turn_in_a_driver_that_ends(known: Known) -> None:
-    with contextlib.ExitStack() as running, ThreadPoolExecutor(2) as pool:
-        for _ in range(AT_ONCE):
-            running.enter_context(known.turn())
-        waiting = [pool.submit(_took_turn, known) for _ in range(2)]
-        wait_until(lambda: _waiting(known) == 2, "they wait for a turn")
+    with those_who_wait(known, 2) as waiting:
         known.servers.close()
         assert {str(future.exception()) for future in waiting} == {"the driver is ending"}
     assert known.refusal() == "the driver is ending"

@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import pytest
 from brokervol.__main__ import TOOLS, main
 from lab.memory_driver import Machine
 from lab.namespaces import in_private_namespace
+from lab.processes import wait_until
 from storage.definitions import backup_path, definitions_path
 from storage.volume_records import from_json
 from unit.sidecar_process import clean_environment
@@ -354,10 +354,8 @@ def test_an_import_from_standard_input_is_ended_by_ctrl_c(other: Machine) -> Non
         assert importing.stdin is not None
         importing.stdin.write("{")
         importing.stdin.flush()
-        deadline = time.monotonic() + 20
-        while is_unread(importing.stdin.fileno()):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        pipe = importing.stdin.fileno()
+        wait_until(lambda: not is_unread(pipe), "it reads")
         importing.send_signal(signal.SIGINT)
         _, told = importing.communicate(timeout=20)
     assert (importing.returncode, told) == (130, "brokervol: volumes import: interrupted\n")
