@@ -155,8 +155,9 @@ class _Calls:
 
     def _described(self, volume: Volume) -> Body:
         status: Body = {**volume.options.effective, "references": sum(volume.references.values())}
-        if isinstance(volume.options, NfsOptions):
-            status |= _health(self._status.health(volume))
+        health = self._status.health(volume)
+        if health is not None or isinstance(volume.options, NfsOptions):
+            status |= _health(health)
         return {
             "Name": volume.name,
             "Mountpoint": _mountpoint(volume),
@@ -166,7 +167,7 @@ class _Calls:
 
 
 def _health(found: Health | None) -> Body:
-    """How an NFS volume does."""
+    """How a volume does; not known of an NFS volume only."""
     if found is None:
         return {"health": State.UNKNOWN, "health_reason": "no volume of this server is mounted"}
     since = f" since {found.since:%Y-%m-%dT%H:%M:%SZ}" if found.since is not None else ""

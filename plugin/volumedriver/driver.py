@@ -385,12 +385,13 @@ class Driver:
     @contextlib.contextmanager
     def _noting_stale(self, volume: Volume | None) -> Iterator[None]:
         """Take down who has what was stale of `volume`, also if the body does not mount it anew."""
+        was = self._publication.shown(volume) if volume is not None else None
         try:
             yield
         finally:
             if volume is not None:
                 now = self.get(volume.name)
-                if (holds := self._publication.stale_holds(volume.shown, now.shown)) is not None:
+                if (holds := self._publication.stale_holds(now, was, now.shown)) is not None:
                     self._put(stale.noted(now, holds))
 
     def _without_former(self, volume: Volume, mount_id: str, engine: Engine | None) -> Volume:

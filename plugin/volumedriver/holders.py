@@ -11,7 +11,8 @@ volume, which it got before a new one was made. Kinds of mount that show that to
 * the files that the engine puts into every container, where the volume is a directory that has them in it.
 
 Whoever mounts the same directory without the volume counts as a holder: we would rather refuse to remove. Of an
-NFS export the server's name and the path count, not the device: mounted anew it may be another one.
+NFS export the server's name and the path count, not the device: mounted anew it may be another one. And of a
+directory that was removed, and made anew, both count: the kernel tells the one by the other's path.
 """
 
 from __future__ import annotations
@@ -38,12 +39,16 @@ class Wanted(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """Where a volume is held: a mount in the mount namespace of process `pid`, 0 for this process's own."""
+    """Where a volume is held: a mount in the mount namespace of process `pid`, 0 for this process's own.
+
+    `is_removed` says whether it shows a directory of this host that was removed since.
+    """
 
     pid: int
     mountpoint: str
     mount_id: int
     device: str
+    is_removed: bool = False
 
 
 Held = Mapping[str, Sequence[Hold]]
@@ -84,7 +89,12 @@ class Namespaces:
             for mount in mounts:
                 for name in {*_shown_names(mount, by_shown)}:
                     if not any(host.has(mount, view, wanted[name].host_path) for view in views):
-                        yield name, Hold(int(pid), mount.mountpoint, mount.mount_id, mount.device)
+                        yield name, _hold(int(pid), mount)
+
+
+def _hold(pid: int, mount: Mount) -> Hold:
+    is_removed = Shown(mount.device, mount.root, mount.source).is_removed
+    return Hold(pid, mount.mountpoint, mount.mount_id, mount.device, is_removed)
 
 
 class _Host:

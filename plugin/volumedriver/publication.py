@@ -48,16 +48,22 @@ class Publication:
         return layers[-1]
 
     def is_stale(self, volume: Volume) -> bool:
-        """Whether the volume is mounted and its server says that it does not know it any more."""
-        if not (isinstance(volume.options, NfsOptions) and volume.references and volume.shown is not None):
+        """Whether the volume is mounted and that is of no use any more: its directory was removed on the host, or
+        its server says that it does not know it.
+        """
+        if not volume.references or volume.shown is None:
             return False
-        return bool(self._mounter.stale([Hold(0, volume.mountpoint, 0, volume.shown.device)]))
+        if isinstance(volume.options, NfsOptions):
+            return bool(self._mounter.stale([Hold(0, volume.mountpoint, 0, volume.shown.device)]))
+        return any(layer.is_removed for layer in self._mounter.shown(volume.mountpoint))
 
-    def stale_holds(self, *shown: Shown | None) -> list[Hold] | None:
-        """Where processes have any of what is `shown` mounted, and stale; None if the server says nothing."""
+    def stale_holds(self, volume: Volume, *shown: Shown | None) -> list[Hold] | None:
+        """Where processes have any of what is `shown` of the volume, if stale; None if its server says nothing."""
         wanted = {str(number): Wanted(each, None) for number, each in enumerate(shown) if each is not None}
-        holds = dict.fromkeys(hold for found in self._holders.held(wanted).values() for hold in found)
-        return self._mounter.stale([*holds])
+        holds = [*dict.fromkeys(hold for found in self._holders.held(wanted).values() for hold in found)]
+        if isinstance(volume.options, NfsOptions):
+            return self._mounter.stale(holds)
+        return [hold for hold in holds if hold.is_removed]
 
     def shown(self, volume: Volume) -> Shown | None:
         """What holders of the volume show. The host may have renamed the directory since it was mounted."""

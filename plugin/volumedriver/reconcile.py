@@ -142,12 +142,15 @@ class Reconciler:
                 log.warning("volume is not mended", volume=name, reason=str(error), again_in_s=again_in_s)
 
     def _look_for_stale(self, held_by: Mapping[str, Volume], backed: Held) -> None:
-        """Take down who has what a server does not know any more; that nobody has it any more, too."""
-        remote = {
-            name: server
-            for name, volume in held_by.items()
-            if (name in backed or volume.stale) and (server := _server(volume))
-        }
+        """Take down who has what is no more; that nobody has it any more, too."""
+        remote = {}
+        for name, volume in held_by.items():
+            if not (name in backed or volume.stale):
+                continue
+            if server := _server(volume):
+                remote[name] = server
+            elif (removed := [hold for hold in backed.get(name, ()) if hold.is_removed]) or volume.stale:
+                _survive(self._driver.note_stale, name, removed)
         for server, names in _by_server(remote, remote).items():
             holds = {name: backed.get(name, ()) for name in names}
             self._lanes.start(server, partial(self._look_at, holds))

@@ -29,6 +29,13 @@ class Shown(NamedTuple):
     source: str
 
     @property
+    def is_removed(self) -> bool:
+        """Whether the directory was removed since it was mounted. The kernel says so behind its former path, by a
+        double slash, which no path has.
+        """
+        return self.root.endswith("//deleted")
+
+    @property
     def holding(self) -> Shown:
         """What is alike in all that show the same volume: tokens of a volume are file systems of their own."""
         return Shown("", "/", self.source) if self.source.startswith(SOURCE_OF_TOKENS) else self
@@ -56,7 +63,8 @@ class Volume:
 
     `references` counts, for each Mount ID, the Mounts that no Unmount has answered yet (`docker cp` mounts
     again with the ID of the running container). `shown` is what was mounted for them, as far as it is known.
-    `stale` is a sentence on who holds an NFS mount that the server does not know any more; empty for nobody known.
+    `stale` is a sentence on who holds a mount of what is no more: a directory that was removed on the host, or one
+    that its NFS server does not know any more; empty for nobody known.
     """
 
     name: str

@@ -188,6 +188,32 @@ def test_token_of_a_container_that_may_mount_what_it_likes_is_not_believed(host:
         theirs.communicate()
 
 
+def test_directory_that_was_removed_and_made_anew_is_what_the_next_container_gets(host: Host) -> None:
+    again = host.files / "srv/again"
+    again.mkdir()
+    with driver_on(host, *OFTEN) as driver:
+        driver.create("again", "/srv/again")
+        driver.mount("again", "x")
+
+        def told() -> str:
+            return str(driver.done("Get", Name="again").json["Volume"]["Status"].get("health_reason", ""))
+
+        with host.container(driver.mountpoint("again")) as pid:
+            again.rmdir()
+            wait_until(lambda: f"process {pid}" in told(), "it is told who has it")
+            again.mkdir()
+            (again / "file").write_text("new")
+            assert (driver.mount("again", "y") / "file").read_text() == "new"
+            passes(driver)
+            assert f"removed on the host, restart them: process {pid}" in told()
+            assert len(driver.mounts()) == 1
+        wait_until(lambda: told() == "", "nobody has it any more")
+        for mount_id in ("x", "y"):
+            driver.done("Unmount", Name="again", ID=mount_id)
+        assert driver.mounts() == []
+        assert (again / "file").read_text() == "new"
+
+
 def test_what_is_mounted_on_top_is_taken_off(host: Host) -> None:
     with driver_on(host, *OFTEN) as driver:
         driver.create("data", "/srv/data")

@@ -35,11 +35,13 @@ class Containers:
     def _holds(self, shown: Shown) -> list[Hold]:
         mounted = {container: has for container, has in self.running.items() if is_same_volume(has, shown)}
         of_all = [Hold(pid, "/of-all", 0, shown.device) for pid in self.holding]
-        return of_all + [Hold(7, container, 0, has.device) for container, has in mounted.items()]
+        return of_all + [Hold(7, container, 0, has.device, has.is_removed) for container, has in mounted.items()]
 
 
 def is_same_volume(shown: Shown, other: Shown) -> bool:
     """Whether both show the same volume, perhaps as it was mounted at another time."""
+    if shown.is_removed or other.is_removed:
+        shown, other = (each._replace(root=each.root.removesuffix("//deleted")) for each in (shown, other))
     return shown.holding == other.holding or (shown.export is not None and shown.export == other.export)
 
 

@@ -70,6 +70,12 @@ class MemoryMounter:
         self._stale.add(self._exports)
         self._exports = f"0:{next(self._devices)}"
 
+    def remove_directory(self, mountpoint: str) -> Shown:
+        """What the kernel tells of all its mounts once the directory that is mounted there has been removed."""
+        shown = self._shown[mountpoint]
+        self._shown[mountpoint] = shown._replace(root=f"{shown.root}//deleted")
+        return self._shown[mountpoint]
+
     def stale(self, holds: Sequence[Hold]) -> list[Hold] | None:
         return None if self.silent else [hold for hold in holds if hold.device in self._stale]
 

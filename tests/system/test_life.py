@@ -129,6 +129,22 @@ def test_a_volume_in_use_is_not_removed(site: Site) -> None:
     assert site.engine.client.volumes.list() == []
 
 
+def test_a_directory_that_was_removed_and_made_anew_is_what_the_next_container_reads(site: Site) -> None:
+    """Docker's own driver shows the removed one as long as a container has it, and no file can be made there."""
+    with site.engine.running(TINY, *SLEEP, volumes=site.volumes) as old:
+        (site.directory / "f").unlink()
+        site.directory.rmdir()
+        site.directory.mkdir()
+        (site.directory / "f").write_text("content")
+        site.reads()
+        status = site.engine.client.volumes.get("data").attrs["Status"]
+        assert status["health"] == "stale"
+        assert f"container {str(old.id)[:12]}" in status["health_reason"]
+        old.restart(timeout=1)
+        assert inside(old, "cat", "/data/f") == (0, "content")
+    wait_until("the volume is unmounted", lambda: site.published() == [])
+
+
 def test_volumes_survive_a_restart_of_the_plugin_with_all_options(site: Site) -> None:
     options = {"type": "host", "host_path": str(site.directory), "read_only": "true"}
     site.engine.client.volumes.create("frozen", driver=PLUGIN, driver_opts=options)

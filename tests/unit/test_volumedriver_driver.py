@@ -13,6 +13,7 @@ import pytest
 
 from lab.memory_driver import Machine
 from volumedriver.errors import (
+    DriverError,
     HostPathRefused,
     InvalidVolume,
     MountFailed,
@@ -305,6 +306,41 @@ def test_stale_volume_is_mounted_anew_for_the_next_container(machine: Machine) -
     machine.driver.unmount("far", "y")
     assert machine.mounter.shown(mountpoint) == []
     assert machine.driver.get("far").stale == ""
+
+
+def test_directory_that_was_removed_is_mounted_anew_for_the_next_container(machine: Machine) -> None:
+    mountpoint = machine.driver.mount("data", "x")
+    (before,) = machine.mounter.shown(mountpoint)
+    machine.containers.running["old"] = machine.mounter.remove_directory(mountpoint)
+    assert machine.driver.mount("data", "y") == mountpoint
+    volume = machine.driver.get("data")
+    assert machine.mounter.shown(mountpoint) == [before]
+    assert volume.shown == before == machine.references.shown()["data"]
+    assert volume.references == {"x": 1, "y": 1}
+    assert volume.stale == (
+        "the directory that these have mounted was removed on the host, restart them: process 7"
+    )
+    machine.driver.mount("data", "z")
+    assert machine.driver.get("data").stale == volume.stale, "it still holds it"
+    for mount_id in "xyz":
+        machine.driver.unmount("data", mount_id)
+    assert machine.mounter.shown(mountpoint) == []
+    assert machine.driver.get("data").stale == ""
+
+
+def test_directory_that_was_removed_and_not_made_anew_keeps_its_references(machine: Machine) -> None:
+    mountpoint = machine.driver.mount("data", "x")
+    machine.mounter.remove_directory(mountpoint)
+    path = machine.hostfs / "srv/data"
+    path.rmdir()
+    with pytest.raises(DriverError, match="/srv/data"):
+        machine.driver.mount("data", "y")
+    assert machine.driver.get("data").references == {"x": 1}
+    path.mkdir()
+    machine.reconciler.step()
+    assert len(machine.mounter.shown(mountpoint)) == 1
+    machine.driver.unmount("data", "x")
+    assert list((machine.root / "volumes").iterdir()) == []
 
 
 def test_silent_server_is_not_taken_for_stale(machine: Machine) -> None:

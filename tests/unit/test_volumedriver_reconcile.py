@@ -393,6 +393,22 @@ def test_nothing_more_is_begun_at_the_end(machine: Machine) -> None:
     assert len(machine.mounter.entries) == 1
 
 
+def test_who_has_a_directory_that_was_removed_is_told_for_as_long(machine: Machine) -> None:
+    container(machine, "old", "x")
+    mountpoint = machine.driver.get("data").mountpoint
+    removed = machine.containers.running["old"] = machine.mounter.remove_directory(mountpoint)
+    later(machine, 0)
+    told = "the directory that these have mounted was removed on the host, restart them: process 7"
+    assert machine.driver.get("data").stale == told
+    assert machine.mounter.shown(mountpoint) == [removed], "only a Mount mounts it anew"
+    container(machine, "new", "y")
+    later(machine, 0)
+    assert machine.driver.get("data").stale == told
+    del machine.containers.running["old"]
+    later(machine, 0)
+    assert machine.driver.get("data").stale == ""
+
+
 def test_who_has_what_a_server_does_not_know_any_more_is_told_for_as_long(machine: Machine) -> None:
     driver, mounter, running = machine.driver, machine.mounter, machine.containers.running
 
