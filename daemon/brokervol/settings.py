@@ -8,6 +8,7 @@ reads settings, too. Nothing here looks at the process's environment; that is fo
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, NoReturn, TypeVar, overload
@@ -23,6 +24,7 @@ EXIT_REFUSED = 2
 DRIVER, SIDECAR, DAEMON = "driver", "sidecar", "daemon"
 
 _LONGEST_SHOWN = 60
+_ALIKE = 0.85  # LOG_LEVLE is LOG_LEVEL, and BROKERVOL_DEBUG nothing of ours
 _A_DAY_S = 86_400
 
 
@@ -386,6 +388,15 @@ def read(process: str, description: str, argv: Sequence[str] | None, environment
     if refusals:
         refuse(process, *refusals)
     return Settings(texts)
+
+
+def mistaken(process: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables that are no settings, with the setting of the process that was most likely meant."""
+    known = {setting.variable for setting in ALL}
+    ours = [setting.variable for setting in ALL if setting.is_read_by(process) and not setting.is_of_sdk]
+    alike = {f"BROKERVOL_{variable}": variable for variable in ours} | {variable: variable for variable in ours}
+    found = {name: difflib.get_close_matches(name, alike, 1, _ALIKE) for name in {*environment} - known}
+    return {name: alike[names[0]] for name, names in sorted(found.items()) if names}
 
 
 def refuse(process: str, *sentences: str) -> NoReturn:

@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stdout),
     )
+    for name, meant in settings.mistaken(settings.SIDECAR, os.environ).items():
+        log.warning("a variable is no setting", variable=name, meant=meant)
     linux.die_with_supervisor(os.environ.get("BROKERVOL_SUPERVISED"))
     try:
         _serve(options)

@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
     premises.check(settings.DRIVER, options)
     _configure_log(options.log_level)
+    for name, meant in settings.mistaken(settings.DRIVER, os.environ).items():
+        log.warning("a variable is no setting", variable=name, meant=meant)
     linux.die_with_supervisor(os.environ.get("BROKERVOL_SUPERVISED"))
     try:
         _serve(options)

@@ -407,6 +407,35 @@ def test_the_daemon_ends_before_anything_is_served(tmp_path: Path, variable: str
     assert not (tmp_path / "driver.sock").exists()
 
 
+def test_variables_that_are_nearly_settings_are_found() -> None:
+    given = ("LOG_LEVLE", "BROKERVOL_LOG_LEVEL", "ALLOWED_HOST_PATH", "BROKERVOL_S3_BULKK", "BROKERVOL_ROOTS")
+    others = ("BROKERVOL_BUILD", "BROKERVOL_DEBUG", "BROKERVOL_SUPERVISED", "HTTP_PROXY", "AWS_PROFILE", "PATH")
+    environment = dict.fromkeys([*given, *others, *(setting.variable for setting in settings.ALL)], "x")
+    both = {"BROKERVOL_LOG_LEVEL": "LOG_LEVEL", "BROKERVOL_ROOTS": "BROKERVOL_ROOT", "LOG_LEVLE": "LOG_LEVEL"}
+    of_driver = {"ALLOWED_HOST_PATH": "ALLOWED_HOST_PATHS", **both}
+    of_sidecar = {**both, "BROKERVOL_S3_BULKK": "BROKERVOL_S3_BULK"}
+    assert settings.mistaken(settings.DRIVER, environment) == of_driver
+    assert settings.mistaken(settings.SIDECAR, environment) == of_sidecar
+    assert settings.mistaken(settings.DAEMON, environment) == of_driver | of_sidecar
+
+
+def test_a_variable_that_is_nearly_a_setting_is_told_in_the_log(tmp_path: Path) -> None:
+    environment = {**clean_environment(), "LOG_LEVLE": "debug"}
+    (tmp_path / "w.json").write_text("{}")
+    for module, arguments in (
+        ("volumedriver", ("--socket", str(tmp_path / "d.sock"))),
+        ("sidecar", ("--view", "self", "--workspaces", str(tmp_path / "w.json"))),
+    ):
+        command = [sys.executable, "-m", module, "--root", str(tmp_path), *arguments]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            first = json.loads(process.stdout.readline())
+            process.terminate()
+            process.communicate(timeout=50)
+        assert (first["event"], first["variable"]) == ("a variable is no setting", "LOG_LEVLE")
+        assert first["meant"] == "LOG_LEVEL"
+
+
 @pytest.mark.parametrize(("variable", "text"), [("LOG_LEVEL", "loud"), ("AWS_CA_BUNDLE", "/hostfs/none.pem")])
 def test_in_the_plugin_the_daemon_waits_for_the_engine_to_end_it(variable: str, text: str) -> None:
     """An engine starts a plugin again that ends by itself, and loses track of it."""
