@@ -335,6 +335,17 @@ def _check_local(task: Task, place: Place, is_directory: bool) -> None:
     must_exist = place.path if place.path.endswith("/") and not recursive else os.path.dirname(place.directory)
     if not is_directory and not os.path.isdir(must_exist or "."):
         raise Failure(must_exist, "missing-file", "there is no such directory")
+    if not is_directory and _is_special(place.path):
+        raise Failure(place.path, "already-exists", "it is no file; what brokervol cat prints can be sent there")
+
+
+def _is_special(path: str) -> bool:
+    """Whether it is, or leads to, what must not be replaced: a device, a pipe, /dev/stdout, which is a link."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) or os.path.dirname(os.path.abspath(path)) == "/dev"
 
 
 def _aimed(task: Task, found: Iterable[Found], target: Target) -> Iterator[tuple[Found, str]]:

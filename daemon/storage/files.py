@@ -34,6 +34,14 @@ _LONGEST_NAME = 255  # NAME_MAX
 _PLAIN_PATH = re.compile(r"(?=.{1,1000}\Z)(?:[\w-][\w.-]{0,254}/)*[\w-][\w.-]{0,254}", re.ASCII)
 _LONGEST_PATH = 4095  # PATH_MAX, less the final NUL
 
+_SPECIAL = {
+    stat.S_IFDIR: "directory",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+    stat.S_IFIFO: "named pipe",
+    stat.S_IFSOCK: "socket",
+}
+
 _O_DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW
 
 # The kernel's own pseudo-files are no data, and `/proc/self` would be the server instead of the caller:
@@ -91,7 +99,7 @@ class Directory:
         return Directory(self.open(path, os.O_PATH | os.O_DIRECTORY), self.resolve, self.is_covered)
 
     def refuse_irreplaceable(self, name: str) -> None:
-        """Refuse a name in this directory at which a directory or a mount is, before a file is renamed to it.
+        """Refuse a name in this directory at which a mount is, or what is no file, before a file is renamed to it.
 
         The kernel says EBUSY for a mountpoint of one's own mount namespace only. Acting in a caller's, it would
         detach the mount: a mask or a file that the operator put there.
@@ -110,8 +118,7 @@ class Directory:
                 raise AlreadyExists(f"something is mounted at {quoted(name)}") from error
             raise
         try:
-            if stat.S_ISDIR(os.fstat(found).st_mode):
-                raise AlreadyExists(f"a directory is already at {quoted(name)}")
+            refuse_special(os.fstat(found).st_mode, name)
         finally:
             os.close(found)
 
@@ -291,6 +298,19 @@ class SelfView(FileView):
 
 # A mount inside a workspace belongs to another workspace or to nobody: it is not entered.
 WORKSPACE_RESOLVE = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_XDEV
+
+
+def refuse_special(mode: int, name: str) -> None:
+    """Refuse to put a file in the place of what is none: /dev/null replaced harms all who use it.
+
+    Args:
+        mode: of what is there, itself; symbolic links are replaced as files are.
+
+    Raises:
+        AlreadyExists: a directory, a device, a named pipe or a socket is there.
+    """
+    if kind := _SPECIAL.get(stat.S_IFMT(mode)):
+        raise AlreadyExists(f"a {kind} is already at {quoted(name)}")
 
 
 def check_file_path(path: str, field: str = "file_path") -> None:

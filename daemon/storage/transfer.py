@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from storage import linux
 from storage.exceptions import AlreadyExists, InvalidPath
-from storage.files import TEMPORARY_PREFIX, Directory
+from storage.files import TEMPORARY_PREFIX, Directory, refuse_special
 from storage.os_errors import quoted
 
 # Bounds one system call, so that a signal or a slow backend is noticed between two.
@@ -39,9 +39,9 @@ def write_link(parent: Directory, name: str, destination: str, *, overwrite: boo
     """Put a symbolic link to `destination` at `name`, in one step.
 
     Raises:
-        AlreadyExists: a directory or a mount is there.
+        AlreadyExists: a mount is there, or what is no file.
     """
-    refuse_directory(parent, name)
+    refuse_no_file(parent, name)
     try:
         os.symlink(destination, name, dir_fd=parent.fd)
     except FileExistsError:
@@ -57,7 +57,7 @@ def publish(source: Directory, old: str, target: Directory, new: str, *, overwri
     """Rename `old` in `source` to `new` in `target`; what is there is replaced only if `overwrite`.
 
     Raises:
-        AlreadyExists: a directory or a mount is there.
+        AlreadyExists: a mount is there, or what is no file.
     """
     target.refuse_irreplaceable(new)
     if overwrite:
@@ -66,17 +66,10 @@ def publish(source: Directory, old: str, target: Directory, new: str, *, overwri
         linux.rename_no_replace(old, new, old_dir_fd=source.fd, new_dir_fd=target.fd)
 
 
-def refuse_directory(parent: Directory, name: str) -> None:
-    """Refuse a destination that is a directory, before anything is copied.
-
-    Raises:
-        AlreadyExists: a directory is there.
-    """
+def refuse_no_file(parent: Directory, name: str) -> None:
+    """Refuse a destination that is no file, before anything is copied; see `refuse_special`."""
     with contextlib.suppress(FileNotFoundError):
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
-        with contextlib.suppress(NotADirectoryError):
-            os.close(parent.open(name, flags))
-            raise AlreadyExists(f"a directory is already at {quoted(name)}")
+        refuse_special(parent.stat(name, follow=False).st_mode, name)
 
 
 def refuse_same_file(parent: Directory, name: str, source: os.stat_result) -> None:

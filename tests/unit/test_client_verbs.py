@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from brokervol import client, task
+from brokervol import client, task, verbs
 from lab.processes import wait_until
 from unit.scripted_sidecar import CHUNKED, Request, answer, chunk, lines, scripted_sidecar
 from unit.sidecar_process import Client, Outcome, clean_environment, killable_sidecar, sidecar_process
@@ -365,6 +366,26 @@ def test_a_local_file_where_a_directory_is_needed_is_told(run: Client, disk: Dis
 
 
 # --- cp between workspaces -------------------------------------------------------------------------------
+
+
+def test_cp_never_puts_a_file_in_the_place_of_what_is_none(run: Client, disk: Disk) -> None:
+    """As root it would be /dev/null, for instance, and no program of the container would find it any more."""
+    write(disk.data, "a")
+    pipe, link = disk.task / "pipe", disk.task / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("pipe")
+    for path in (pipe, link):
+        done = run("cp", "data:a", str(path))
+        assert done.code == 1
+        assert done.err == f"brokervol: cp: {path}: it is no file; what brokervol cat prints can be sent there\n"
+    (disk.task / "in").mkdir()
+    os.mkfifo(disk.task / "in/a")
+    assert "a named pipe is already at 'a'" in run("cp", "data:a", str(disk.task / "in")).err
+    assert stat.S_ISFIFO(os.lstat(disk.task / "in/a").st_mode)
+    assert stat.S_ISFIFO(os.lstat(pipe).st_mode)
+    assert link.is_symlink()
+    assert all(verbs._is_special(path) for path in ("/dev/null", "/dev/stdout", "/dev/./stderr"))
+    assert not verbs._is_special("/dev/shm/new")
 
 
 def test_cp_between_workspaces_copies(run: Client, disk: Disk) -> None:

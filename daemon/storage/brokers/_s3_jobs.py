@@ -20,7 +20,7 @@ from storage.exceptions import AlreadyExists, BackendUnavailable, MissingFile, S
 from storage.files import FILE_MODE, Directory, FileView
 from storage.models import ScaleFile
 from storage.os_errors import os_errors, quoted
-from storage.transfer import Unfinished, refuse_directory, refuse_same_file, write_link
+from storage.transfer import Unfinished, refuse_no_file, refuse_same_file, write_link
 
 _NO_HEADER = re.compile(r"[^\x20-\x7e]")
 
@@ -36,7 +36,7 @@ class Downloading(Job):
         self.file, self.subject, self.parent = download.file, subject_of(download), parent
         self._objects, self._key, self._overwrite = objects, key, overwrite
         self._name = download.local_path.rpartition("/")[2]
-        refuse_directory(parent, self._name)
+        refuse_no_file(parent, self._name)
         if not overwrite:  # before anything is fetched
             _refuse_present(parent, self._name)
         self._unfinished = Unfinished(parent)

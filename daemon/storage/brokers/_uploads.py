@@ -13,8 +13,7 @@ from typing import Any
 
 from storage import linux
 from storage.brokers._group import Change, Group, directory_of
-from storage.exceptions import AlreadyExists
-from storage.files import FILE_MODE, FileView, check_file_path, check_local_path
+from storage.files import FILE_MODE, FileView, check_file_path, check_local_path, refuse_special
 from storage.journal import Intent, KeyedItem, identity_of, intent_of
 from storage.models import ScaleFile, check_storable
 from storage.os_errors import quoted, translate
@@ -91,8 +90,7 @@ class Uploading:
             found = self._group.parent(path)[0].stat(new.name, follow=False)
         except FileNotFoundError:
             return
-        if stat.S_ISDIR(found.st_mode):
-            raise AlreadyExists(f"a directory is already at {quoted(new.name)}")
+        refuse_special(found.st_mode, new.name)
         if not self._overwrite:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         new.before = identity_of(found)

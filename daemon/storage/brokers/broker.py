@@ -139,7 +139,7 @@ class Broker(ABC):
     Attributes:
         view: where local paths and volumes are found, and as whom. The process itself unless set.
         overwrite: whether downloads, uploads and moves replace a file at their destination (the default), or
-            raise AlreadyExists. A directory is never replaced.
+            raise AlreadyExists. What is no file (a directory, a device) is never replaced.
         keyed: of what request with an idempotency key the models are that the next call is for, by their `id()`.
             What is done of them is then remembered, see `storage.journal`.
         outcomes: where a broker that `tells_outcomes` notes what became of the items of a call, by the `id()` of

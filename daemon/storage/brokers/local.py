@@ -10,7 +10,7 @@ from typing import BinaryIO
 from storage.brokers.broker import FileDownload, FileUpload
 from storage.files import FILE_MODE, FileView, check_local_path
 from storage.os_errors import os_errors, quoted
-from storage.transfer import Unfinished, refuse_directory
+from storage.transfer import Unfinished, refuse_no_file
 
 
 def open_local(view: FileView, upload: FileUpload) -> BinaryIO:
@@ -29,7 +29,7 @@ def write_local(view: FileView, download: FileDownload, content: Iterable[bytes]
     """Make `content` the file at a download's local path: in one step and durable, or not at all.
 
     Raises:
-        AlreadyExists: a directory is there, or anything is and `overwrite` is false.
+        AlreadyExists: what is no file is there, or anything is and `overwrite` is false.
         InvalidPath, PermissionDenied, NoSpace, ReadOnly: the caller cannot have a file there.
     """
     path, local_path = download.file.file_path, download.local_path
@@ -37,7 +37,7 @@ def write_local(view: FileView, download: FileDownload, content: Iterable[bytes]
     with os_errors(f"download {quoted(path)} to local_path {quoted(local_path)}"), contextlib.ExitStack() as stack:
         with view.acting():
             parent, name = stack.enter_context(view.local_parent(local_path))
-            refuse_directory(parent, name)
+            refuse_no_file(parent, name)
             new = Unfinished(parent)
         try:
             with open(new.fd, "wb", closefd=False) as file:

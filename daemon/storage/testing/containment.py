@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from storage.catalog import Catalog
-from storage.exceptions import InvalidPath, MissingFile, StorageError
+from storage.exceptions import AlreadyExists, InvalidPath, MissingFile, StorageError
 from storage.testing.backend import WORKSPACE, Backend
 from storage.testing.claims import differs
 from storage.testing.hostile import ESCAPING_LINKS, exchange
 from storage.testing.names import OPERATIONS, attempt
-from storage.testing.suite import Suite, refusal, workspace_directory
+from storage.testing.suite import Suite, make_special, refusal, workspace_directory
 
 CHANGES = tuple(operation for operation in OPERATIONS if operation != "paths")
 
@@ -94,16 +94,20 @@ class Containment(Suite):
 
     @differs(_names_are_all, has_links=False)
     def test_special_files_are_no_files_and_never_block(self, backend: Backend, records: Catalog) -> None:
-        """A FIFO in a workspace is MissingFile to downloads and moves, is not listed, and blocks nothing."""
-        fifo = workspace_directory(backend) / "fifo"
-        os.mkfifo(fifo)
-        for operation in ("download", "read", "move from"):
-            with pytest.raises(MissingFile, match="regular"):
-                attempt(backend, operation, "fifo")
-        assert backend.listed() == {}
-        backend.upload("fifo", b"a file now")
-        assert backend.read("fifo") == b"a file now"
-        assert [file.file_path for file in records.page(WORKSPACE)] == ["fifo"]
+        """A FIFO or socket is not listed, MissingFile to who wants it, AlreadyExists to what would replace it."""
+        for path in make_special(workspace_directory(backend))[1:]:
+            name = os.path.basename(path)
+            before = os.lstat(path)
+            for operation in ("download", "read", "move from"):
+                with pytest.raises(MissingFile, match="regular"):
+                    attempt(backend, operation, name)
+            backend.put("victim")
+            for operation in ("upload", "write", "move to"):
+                with pytest.raises(AlreadyExists, match=name):
+                    attempt(backend, operation, name)
+            assert backend.listed() == {"victim": 7}
+            assert records.find_path(WORKSPACE, name) is None
+            assert os.lstat(path) == before
 
     def _all_names_are_text(self, backend: Backend) -> None:
         """Every listed name is a path that the operations accept."""

@@ -11,7 +11,7 @@ from storage.catalog import Catalog
 from storage.exceptions import AlreadyExists, InvalidPath, MissingFile, StorageError
 from storage.testing.backend import WORKSPACE, Backend
 from storage.testing.claims import differs
-from storage.testing.suite import Suite, refusal
+from storage.testing.suite import Suite, make_special, refusal
 from storage.testing.uploads import REFUSED_LOCAL_PATHS
 
 
@@ -83,16 +83,19 @@ class Downloads(Suite):
         refused = {path: refusal(backend.download, file, path) for path in REFUSED_LOCAL_PATHS}
         assert refused == dict.fromkeys(REFUSED_LOCAL_PATHS, InvalidPath)
 
-    def test_download_replaces_a_file_but_never_a_directory(self, backend: Backend) -> None:
-        """A download replaces a local file; a local directory is AlreadyExists and stays."""
+    def test_download_replaces_a_file_but_never_what_is_none(self, backend: Backend) -> None:
+        """A download replaces a local file; a local directory, FIFO or socket is AlreadyExists and stays."""
         file = backend.present("a", b"new")
         old = backend.source(b"old", "out")
         backend.download(file, old)
         assert (backend.local / "out").read_bytes() == b"new"
-        (backend.local / "dir").mkdir()
-        with pytest.raises(AlreadyExists):
-            backend.download(file, str(backend.local / "dir"))
-        assert sorted(os.listdir(backend.local)) == ["dir", "out"]
+        special = make_special(backend.local)
+        before = {path: os.lstat(path) for path in special}
+        assert {path: refusal(backend.download, file, path) for path in special} == dict.fromkeys(
+            special, AlreadyExists
+        )
+        assert {path: os.lstat(path) for path in special} == before
+        assert len(os.listdir(backend.local)) == len(special) + 1
 
     def test_download_without_overwrite_leaves_what_is_there(self, backend: Backend) -> None:
         """With `overwrite` false, a download onto a file or a link is AlreadyExists; onto nothing it works."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +55,20 @@ def workspace_directory(backend: Backend) -> Path:
     """The workspace's directory, of a type that has directories."""
     assert backend.workspace is not None, "a backend with directories or links says where its workspace is"
     return backend.workspace
+
+
+def make_special(directory: Path) -> list[str]:
+    """New entries of a directory that are no files: a directory, a FIFO and a socket; their paths."""
+    made = [f"{directory}/{name}" for name in ("dir", "fifo", "socket")]
+    os.mkdir(made[0])
+    os.mkfifo(made[1])
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f"/proc/self/fd/{opened}/socket")  # a socket's path is short
+    finally:
+        os.close(opened)
+    return made
 
 
 def path_of(length: int, directory: str = "d") -> str:

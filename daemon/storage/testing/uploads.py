@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import stat
 
 import pytest
@@ -13,7 +12,7 @@ from storage.catalog import Catalog
 from storage.exceptions import AlreadyExists, InvalidPath, MissingFile, StorageError
 from storage.testing.backend import WORKSPACE, Backend
 from storage.testing.claims import differs
-from storage.testing.suite import Suite, path_of, refusal, workspace_directory
+from storage.testing.suite import Suite, make_special, path_of, refusal, workspace_directory
 
 SIZES = (0, 1, 4095, 4097, (8 << 20) - 1, (8 << 20) + 1, 17 << 20)
 REFUSED_LOCAL_PATHS = ("", "relative", "./relative", "/", "/tmp/", "/tmp/.", "/tmp/..", "/tmp/a\0b")  # noqa: S108
@@ -127,7 +126,7 @@ class Uploads(Suite):
 
     def test_upload_takes_only_regular_files(self, backend: Backend) -> None:
         """Directories, FIFOs, sockets, devices and the kernel's pseudo-files are InvalidPath, and never block."""
-        special = _special_files(str(backend.local))
+        special = [*make_special(backend.local), "/dev/zero", "/proc/self/environ"]
         before = backend.stored()
         refused = {path: refusal(backend.upload_from, "x", path) for path in special}
         assert refused == dict.fromkeys(special, InvalidPath)
@@ -194,14 +193,6 @@ class Uploads(Suite):
 
 def _mode(path: os.PathLike[str]) -> int:
     return stat.S_IMODE(os.stat(path).st_mode)
-
-
-def _special_files(directory: str) -> list[str]:
-    fifo, listening = f"{directory}/fifo", f"{directory}/socket"
-    os.mkfifo(fifo)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(listening)
-    return [directory, fifo, listening, "/dev/zero", "/proc/self/environ"]
 
 
 def _upload_sparse(backend: Backend) -> None:
