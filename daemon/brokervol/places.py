@@ -152,12 +152,24 @@ def find_file(client: Client, place: Place) -> FileDetails | None:
     return next((file for file in files if file.file == place.path), None)
 
 
+def absolute(path: str) -> str:
+    """A local path from the root on.
+
+    Raises:
+        Failure: it is relative, and the current directory was removed.
+    """
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise Failure(path, "missing-file", "the current directory was removed") from error
+
+
 def find_local(source: str, fail: Callable[[Failure], None], *, recursive: bool) -> Iterator[Found]:
     """The local files that `source` names, by absolute path.
 
     Links are followed, as their contents are what is wanted. What cannot be copied goes to `fail`.
     """
-    path = os.path.abspath(source)
+    path = absolute(source)
     is_itself = os.path.basename(source.rstrip("/")) in ("", ".", "..")
     top = "" if is_itself else os.path.basename(path)
     waiting: list[tuple[Found, frozenset[tuple[int, int]]]] = [(Found(path, top, ""), frozenset())]

@@ -117,6 +117,8 @@ def main(argv: Sequence[str] | None = None, more_help: str = "", more_commands: 
             code = print_candidates(arguments[1:], _spellings(more_commands), default_socket())
             _flush_failure()
             return code
+        if not arguments:
+            raise UsageError("write brokervol COMMAND ...; brokervol --help shows what there is")
         top = _main_parser(more_help).parse_args(arguments)
         if top.command[0] in more_commands:
             name = top.command[0]

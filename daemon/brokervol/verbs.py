@@ -16,6 +16,7 @@ from brokervol.console import Console, Failure, UsageError
 from brokervol.places import (
     Found,
     Place,
+    absolute,
     find_files,
     find_local,
     parse_place,
@@ -279,7 +280,7 @@ def _localized(task: Task, aimed: Iterable[tuple[Found, str]]) -> Pairs:
     """Items of a download; the directories that a recursive one needs are made on the way."""
     made = ""
     for item, path in aimed:
-        local_path = os.path.abspath(path)
+        local_path = absolute(path)
         directory = os.path.dirname(local_path)
         if task.options.recursive and directory != made:
             try:

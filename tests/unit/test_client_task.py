@@ -115,7 +115,7 @@ def test_the_version_is_the_distributions() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "brokervol: the following arguments are required: COMMAND"),
+        ([], "brokervol: write brokervol COMMAND ...; brokervol --help shows what there is"),
         (["copy"], "brokervol: there is no command copy; brokervol --help shows what there is"),
         (["ls"], "brokervol: ls: write brokervol ls [-l] [-r] [--json] NAME:[PATH] ..."),
         (["ls", "data"], "brokervol: ls: data: write NAME:path, where NAME is a workspace"),

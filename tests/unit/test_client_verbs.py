@@ -9,6 +9,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -366,6 +367,23 @@ def test_a_local_file_where_a_directory_is_needed_is_told(run: Client, disk: Dis
 
 
 # --- cp between workspaces -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sides", ["data:a .", "x data:", "-r . data:"])
+def test_cp_from_a_directory_that_was_removed_says_so(run: Client, disk: Disk, sides: str) -> None:
+    write(disk.data, "a")
+    line = f'mkdir gone && cd gone && rmdir ../gone && exec "$0" "$1" cp {sides}'
+    done = subprocess.run(
+        ["sh", "-c", line, sys.executable, str(run.executable)],
+        cwd=disk.task,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (1, 3)
+    assert done.stderr.startswith("brokervol: cp: ")
+    assert done.stderr.endswith(": the current directory was removed\n")
 
 
 def test_cp_never_puts_a_file_in_the_place_of_what_is_none(run: Client, disk: Disk) -> None:
