@@ -17,6 +17,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from brokervol.console import EXIT_INTERRUPTED, EXIT_OUTPUT_CLOSED
+from brokervol.doctor import site
+from brokervol.settings import Settings
 from brokervol.task import abandon_output
 from storage.definitions import (
     AlreadyDefined,
@@ -205,32 +207,52 @@ def _several(sentences: Sequence[str]) -> str:
     return "; ".join([*sentences[:_MOST_SHOWN], *([f"and {more} more"] if more > 0 else [])])
 
 
-def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="brokervol volumes", description="Save the definitions of this host's volumes, or bring them back."
-    )
-    parser.add_argument(
+def _parser() -> argparse.ArgumentParser:
+    of_both = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    of_both.add_argument(
         "--root",
-        default=environment.get("BROKERVOL_ROOT") or "/var/lib/brokervol",
         metavar="DIR",
-        help="the driver's directory of mountpoints and state [BROKERVOL_ROOT] (%(default)s)",
+        help="the driver's directory of mountpoints and state [BROKERVOL_ROOT] (else that of the plugin, or of the"
+        " driver that runs)",
+    )
+    parser = argparse.ArgumentParser(
+        prog="brokervol volumes",
+        description="Save the definitions of this host's volumes, or bring them back.",
+        parents=[of_both],
     )
     actions = parser.add_subparsers(dest="action", required=True)
-    exporting = actions.add_parser("export", help="write all definitions to a file")
+    exporting = actions.add_parser("export", help="write all definitions to a file", parents=[of_both])
     exporting.add_argument(
-        "file", nargs="?", default="-", metavar="FILE", help="- for standard output (%(default)s)"
+        "file", nargs="?", default="-", metavar="FILE", help="- for standard output (the default)"
     )
-    importing = actions.add_parser("import", help="define the volumes of such a file, all or none")
+    importing = actions.add_parser(
+        "import", help="define the volumes of such a file, all or none", parents=[of_both]
+    )
     importing.add_argument("file", metavar="FILE", help="- for standard input")
     return parser
+
+
+def _root(given: str | None, environment: Mapping[str, str]) -> str:
+    """The driver's directory: the one that is named, or found; or the usual one, where no driver has run yet."""
+    usual = Settings.root
+    found = given or environment.get(usual.variable) or site.find(None, None, environment).root
+    if found is None and os.path.isdir(usual.default):
+        found = usual.default
+    if found is None:
+        raise Failed(
+            "no driver's directory is to be seen: "
+            + ("run this as root" if os.geteuid() else f"name it by --root, or make {usual.default}")
+        )
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 1 for a failure, 2 for wrong usage, 6 for volumes that exist with other options, 130
     for Ctrl-C, 141 where nobody reads what is exported.
     """
-    options = _parser(os.environ).parse_args(argv)
+    options = _parser().parse_args(argv)
     try:
+        options.root = _root(getattr(options, "root", None), os.environ)
         told = _done(options)
     except BrokenPipeError:
         return EXIT_OUTPUT_CLOSED
@@ -249,10 +271,10 @@ def _done(options: argparse.Namespace) -> str:
     """Do what is asked for; returns what to say then."""
     if options.action == "export":
         count = export_volumes(options.root, options.file)
-        return "" if options.file == "-" else f"{count} volumes exported to {options.file}\n"
+        return "" if options.file == "-" else f"{count} volumes of {options.root} exported to {options.file}\n"
     added, present = import_volumes(options.root, options.file)
     names = f": {', '.join(added)}" if added else ""
-    return f"{len(added)} volumes imported{names}; {len(present)} were there already\n"
+    return f"{len(added)} volumes imported into {options.root}{names}; {len(present)} were there already\n"
 
 
 def _sentence(error: Exception, options: argparse.Namespace) -> str:
@@ -260,4 +282,5 @@ def _sentence(error: Exception, options: argparse.Namespace) -> str:
         return f"{error.filename or options.file or 'FILE'}: {error.strerror}"
     if isinstance(error, sqlite3.Error):
         return f"the definitions in {options.root} are not usable: {error}"
-    return str(error) if isinstance(error, Failed) else f"{options.file} is no export of volumes: {error}"
+    source = "standard input" if options.file == "-" else options.file
+    return str(error) if isinstance(error, Failed) else f"{source} is no export of volumes: {error}"

@@ -370,7 +370,7 @@ def test_damaged_definitions_and_backup(stopped: Path) -> None:
     (stopped / ".state/definitions.json").write_text("{}")
     told = of_state(stopped).fault("definitions")
     assert "and their backup is not usable" in told.finding
-    assert f"`brokervol volumes --root {stopped} import FILE`" in told.cure
+    assert f"`brokervol volumes import --root {stopped} FILE`" in told.cure
 
 
 def test_backup_that_says_something_else(stopped: Path) -> None:

@@ -59,14 +59,16 @@ def test_what_was_exported_is_imported_elsewhere(
     assert run(machine, "export", str(file)) == 0
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert run(other, "import", str(file)) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "2 volumes imported: bucket, data; 0 were there already"
+    told = f"2 volumes imported into {other.root}: bucket, data; 0 were there already"
+    assert capsys.readouterr().out.splitlines()[-1] == told
     assert other.driver.list() == [], "not yet noticed"
     other.reconciler.notice()
     assert described(other) == described(machine)
     (other.hostfs / "srv/data").mkdir(exist_ok=True)
     other.driver.mount("data", "x")
     assert run(other, "import", str(file)) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "0 volumes imported; 2 were there already"
+    told = f"0 volumes imported into {other.root}; 2 were there already"
+    assert capsys.readouterr().out.splitlines()[-1] == told
     assert other.start().get("data").references == {"x": 1}
     assert described(other) == described(machine)
 
@@ -369,6 +371,33 @@ def is_unread(pipe: int) -> bool:
 def test_an_import_never_ends_for_want_of_memory(other: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(other, "import", "/dev/zero") == 1
     assert capsys.readouterr().err.endswith("/dev/zero is no export of volumes: it has more than 67108864 bytes\n")
+
+
+def test_the_root_is_named_before_or_behind_the_action_or_by_a_variable(
+    machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["volumes", "export", "--root", str(machine.root)]) == 0
+    exported = capsys.readouterr().out
+    assert run(machine, "export", "-") == 0
+    assert capsys.readouterr().out == exported
+    monkeypatch.setenv("BROKERVOL_ROOT", str(machine.root))
+    assert main(["volumes", "export"]) == 0
+    assert capsys.readouterr().out == exported
+
+
+@pytest.mark.root
+def test_where_no_driver_is_to_be_seen_one_is_told_to_name_it(tmp_path: Path) -> None:
+    """In a mount namespace of its own, without the places where this machine's drivers would be found."""
+    hide = 'for each in /var/lib /run; do mount -t tmpfs none $each; done; exec "$@"'
+    command = [sys.executable, "-m", "brokervol", "volumes", "export", str(tmp_path / "saved")]
+    # The Docker SDK leaves a socket to the garbage collector where no engine listens.
+    environment = {**clean_environment(), "DOCKER_HOST": "unix:///nowhere", "PYTHONWARNINGS": ""}
+    line = ["unshare", "-m", "sh", "-c", hide, "sh", *command]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == 1
+    told = "no driver's directory is to be seen: name it by --root, or make /var/lib/brokervol"
+    assert done.stderr == f"brokervol: volumes export: {told}\n"
+    assert not (tmp_path / "saved").exists()
 
 
 def test_a_root_that_is_not_there_is_refused_and_not_made(

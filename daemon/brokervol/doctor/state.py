@@ -65,7 +65,7 @@ def _damaged(site: Site, path: str, problem: str) -> Finding:
         return fault(
             f"{problem}; and their backup is not usable: {error}",
             f"move {os.path.dirname(path)} away, and bring the volumes back from an export:"
-            f" `brokervol volumes --root {site.root} import FILE`",
+            f" `brokervol volumes import --root {site.root} FILE`",
         )
     return fault(
         f"{problem}; their backup has {volumes} volumes and is whole",
