@@ -38,7 +38,8 @@ _CODE_BY_ERRNO = {
     errno.ENOSPC: "no-space",
 }
 
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+# Those of a terminal, of lines, and of the direction of writing: a name must not be shown as another.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class UsageError(Exception):
@@ -66,7 +67,7 @@ class Failure(Exception):
 
 def visible(text: str) -> str:
     """`text` with its control characters spelled out, so that no name can talk to the terminal."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+    return _CONTROL.sub(lambda match: ascii(match.group())[1:-1], text)
 
 
 def human_size(size: int) -> str:

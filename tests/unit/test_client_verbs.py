@@ -776,12 +776,12 @@ def test_a_name_from_a_bucket_cannot_lead_out_of_the_target(run: Client, tmp_pat
 
 
 def test_control_characters_of_a_name_do_not_reach_the_terminal(run: Client, tmp_path: Path) -> None:
-    error = {"code": "missing-file", "detail": "no file \x1b[2J\nhere"}
+    error = {"code": "missing-file", "detail": "no file \x1b[2J\n\u202ehere"}
     with scripted_sidecar(
         str(tmp_path / "s"), batch_answers({"file_path": "b\r", "status": "failed", "error": error})
     ):
         done = run("rm", "--socket", str(tmp_path / "s"), "data:b")
-    assert done.err == "brokervol: rm: data:b\\x0d: no file \\x1b[2J\\x0ahere\n"
+    assert done.err == "brokervol: rm: data:b\\r: no file \\x1b[2J\\n\\u202ehere\n"
 
 
 def test_an_unexpected_answer_is_a_sentence_and_a_traceback_only_for_debugging(
