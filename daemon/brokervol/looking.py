@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 from brokervol.client import BrokerError, FileDetails, FileFacts
 from brokervol.console import Failure, UsageError, complain, human_size
-from brokervol.places import Place, find_file, find_files, list_files, parse_workspace_place, refuse_directories
+from brokervol.places import (
+    Place,
+    find_file,
+    find_files,
+    list_files,
+    parse_workspace_place,
+    refuse_directories,
+    spelled,
+)
 from brokervol.selection import Selection, parse_range
 from brokervol.verbs import Task, reporting
 
@@ -114,7 +122,7 @@ def _print_found(task: Task, place: Place, found: FileDetails, facts: FileFacts 
         item = {"workspace": place.workspace, "file": found.file, "size": found.size}
         task.print_json({**item, **({"last_modified": _time(facts)} if facts else {})})
     elif task.options.print0:
-        task.print(f"{place.workspace}:{found.file}", end=b"\0")
+        task.print(f"{place.workspace}:{spelled(found.file)}", end=b"\0")
     else:
         task.print(f"{place.workspace}:{task.name(found.file)}")
 
@@ -130,7 +138,7 @@ def _parse_file(argument: str) -> Place:
     place = parse_workspace_place(argument)
     if not place.path or place.path.endswith("/"):
         raise UsageError(f"{argument}: name a file")
-    return place
+    return place.plain
 
 
 def _print_stat(task: Task, place: Place) -> None:

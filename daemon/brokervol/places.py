@@ -16,17 +16,29 @@ if TYPE_CHECKING:
 
 _PLACE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*):(.*)", re.DOTALL)
 _MAGIC = re.compile(r"[*?\[]")
+_SPELLED = re.compile(r"\[([*?\[])\]")
 
 
 class Place(NamedTuple):
-    """A path in a workspace or, where that is "", in the file system of this process."""
+    """A path in a workspace or, where that is "", in the file system of this process.
+
+    A path with `*`, `?` or `[` in a workspace is a pattern, unless `is_literal`; see `named`.
+    """
 
     workspace: str
     path: str
+    is_literal: bool = False
 
     @property
     def is_pattern(self) -> bool:
-        return bool(self.workspace and _MAGIC.search(self.path))
+        return bool(self.workspace and not self.is_literal and _MAGIC.search(_SPELLED.sub("", self.path)))
+
+    @property
+    def plain(self) -> Place:
+        """What a source that is no pattern names: `[*]` stands for a star."""
+        if self.is_literal or not self.workspace:
+            return self
+        return self._replace(path=_SPELLED.sub(r"\1", self.path), is_literal=True)
 
     @property
     def directory(self) -> str:
@@ -64,6 +76,11 @@ def parse_workspace_place(argument: str) -> Place:
     return place
 
 
+def spelled(path: str) -> str:
+    """A path as an argument that names nothing else: in patterns `[*]` stands for a star."""
+    return _MAGIC.sub(r"[\g<0>]", path)
+
+
 def refuse_directories(sources: Iterable[Place]) -> None:
     """Raises UsageError for a source whose spelling says that it is a directory of a workspace."""
     for source in sources:
@@ -79,11 +96,22 @@ def find_files(client: Client, source: Place, *, recursive: bool) -> Iterator[Fo
     Raises:
         Failure: where a pattern matches nothing.
     """
+    source = _named(client, source, recursive=recursive)
     if source.is_pattern:
         return match_files(client, source, recursive=recursive)
     if recursive:
         return _files_below(client, source)
     return iter([Found(source.path, os.path.basename(source.path), "")])
+
+
+def _named(client: Client, place: Place, *, recursive: bool) -> Place:
+    """The place as it is meant: where something has that very name, `a[1].tif` is no pattern, and not a1.tif."""
+    if not place.is_pattern:
+        return place.plain
+    literal = place._replace(is_literal=True)
+    below = client.files(place.workspace, prefix=f"{place.directory}/", recursive=True)
+    is_there = find_file(client, literal) or (recursive and next(below, None))
+    return literal if is_there else place
 
 
 def _files_below(client: Client, source: Place) -> Iterator[Found]:
@@ -129,6 +157,7 @@ def _matches(pattern: re.Pattern[str], spelling: str, name: str) -> bool:
 
 def list_files(client: Client, place: Place, *, recursive: bool) -> Iterator[FileDetails]:
     """What `ls` shows: a directory's files, or else the file of that name, or else what begins with it."""
+    place = _named(client, place, recursive=recursive)
     if place.is_pattern:
         matches = match_files(client, place, recursive=recursive)
         yield from (FileDetails(found.path, found.size or 0) for found in matches)

@@ -471,10 +471,34 @@ def test_rm_deletes(run: Client, disk: Disk, arguments: list[str], expected: lis
     assert tree(disk.data) == expected
 
 
-def test_rm_takes_a_name_with_pattern_characters_literally_too(run: Client, disk: Disk) -> None:
-    write(disk.data, "a[1].tif")
-    assert run("rm", "data:a[1].tif").code == 0
+@pytest.mark.parametrize("name", ["a[1].tif", "a?.tif", "*", "[1]/x[2]"])
+def test_rm_of_a_name_with_pattern_characters_deletes_nothing_else(run: Client, disk: Disk, name: str) -> None:
+    others = ["1/x2", "a1.tif", "ab.tif"]
+    write(disk.data, name, *others)
+    assert run("rm", f"data:{name}").code == 0
+    assert tree(disk.data) == others
+
+
+def test_rm_recursive_of_a_directory_with_pattern_characters_deletes_nothing_else(run: Client, disk: Disk) -> None:
+    write(disk.data, "a[1]/x/y", "a1/x/y")
+    assert run("rm", "-r", "data:a[1]").code == 0
+    assert tree(disk.data) == ["a1/x/y"]
+    assert run("rm", "-r", "data:a[1]").code == 0, "now it is a pattern"
     assert tree(disk.data) == []
+
+
+def test_a_name_can_be_spelled_so_that_it_is_never_a_pattern(run: Client, disk: Disk) -> None:
+    write(disk.data, "a1.tif", "a[1].tif", "*", "?/*")
+    assert run("cat", "data:a[[]1].tif").code == 0
+    assert run("stat", "data:a[[]1].tif").out.startswith("file:   data:a[1].tif\n")
+    assert run("ls", "data:[?]/").out == "?/*\n"
+    assert run("cp", "data:a[[]1].tif", str(disk.task / "one")).code == 0, "a target that is no directory"
+    found = run("find", "data:", "--print0").out.split("\0")
+    assert found == ["data:[*]", "data:[?]/[*]", "data:a1.tif", "data:a[[]1].tif", ""]
+    assert run("rm", "data:a[[]1].tif").code == 0
+    assert run("rm", "data:a[[]1].tif").code == 0, "it is gone, and no pattern either"
+    assert run("rm", *found[:2]).code == 0
+    assert tree(disk.data) == ["a1.tif"]
 
 
 def test_stat_shows_size_and_record(run: Client, disk: Disk) -> None:
