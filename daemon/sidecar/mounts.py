@@ -24,7 +24,8 @@ class MountTable:
     """Mounts, in the kernel's order. The very same object while nothing changes; it does not change itself."""
 
     def __init__(self, text: bytes) -> None:
-        self.mounts: Sequence[Mount] = list(parse_mounts(text.splitlines()))
+        lines = text.removesuffix(b"\n").split(b"\n")  # splitlines() would cut a name at its carriage return
+        self.mounts: Sequence[Mount] = list(parse_mounts(lines))
 
 
 def read_table(path: str, directory_fd: int | None = None) -> MountTable:

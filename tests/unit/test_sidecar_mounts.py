@@ -10,7 +10,8 @@ from sidecar import mounts
 from sidecar.mounts import OwnTable, read_table
 from storage.mountinfo import read_mounts
 
-_LINE = "{number} 1 8:1 / /m{number} rw - ext4 /dev/sda1 rw\n"
+# The kernel spells a line's end in a name, and no carriage return.
+_LINE = "{number} 1 8:1 / /m{number}\r rw - ext4 /dev/sda1 rw\n"
 
 
 def test_a_table_is_the_same_while_the_kernel_says_the_same(tmp_path: Path) -> None:
@@ -21,8 +22,8 @@ def test_a_table_is_the_same_while_the_kernel_says_the_same(tmp_path: Path) -> N
     assert read_table(str(one)) is first
     assert read_table(str(other)) is first, "also another process's"
     one.write_text(_LINE.format(number=1) + _LINE.format(number=2))
-    assert [mount.mountpoint for mount in read_table(str(one)).mounts] == ["/m1", "/m2"]
-    assert [mount.mountpoint for mount in first.mounts] == ["/m1"], "what somebody holds does not change"
+    assert [mount.mountpoint for mount in read_table(str(one)).mounts] == ["/m1\r", "/m2\r"]
+    assert [mount.mountpoint for mount in first.mounts] == ["/m1\r"], "what somebody holds does not change"
 
 
 def test_what_is_long_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
