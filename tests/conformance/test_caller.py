@@ -486,8 +486,9 @@ def test_the_socket_is_open_to_all_and_its_directory_to_none(world: World) -> No
     with world.task("rw") as task:
         (task.root / "tmp" / "in").write_text("x")
         (world.data / "f").write_text("x")
-        answer = task.post(*one("download", file_path="f", local_path="/run/brokervol/broker.sock"))
-        assert (answer.status, answer.json["code"]) == (403, "read-only")
+        for name, refusal in (("broker.sock", (409, "already-exists")), ("new", (403, "read-only"))):
+            answer = task.post(*one("download", file_path="f", local_path=f"/run/brokervol/{name}"))
+            assert (answer.status, answer.json["code"]) == refusal
     assert request(str(directory / "broker.sock"), "GET", "/healthz").status == 200
 
 
