@@ -231,7 +231,8 @@ def _since(text: str) -> str:
         if match := _SPAN.fullmatch(text):
             moment = datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
         else:
-            moment = datetime.fromisoformat(text).astimezone(UTC)
+            told = datetime.fromisoformat(text)
+            moment = (told if told.tzinfo else told.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):  # no time, or none of the calendar
         raise argparse.ArgumentTypeError(
             f"{text!r} is not accepted: 30s, 10m, 2h, 1d, or a time as in 2026-01-02T03:04:05"

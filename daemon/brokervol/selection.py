@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from brokervol.client import FileDetails
 
 _UTC = timezone.utc  # noqa: UP017  # Python 3.8
-_SIZE = re.compile(r"(\d+)([kKMGT]?)", re.ASCII)
-_AGE = re.compile(r"(\d+)([smhdw])", re.ASCII)
+_SIZE = re.compile(r"(\d{1,18})([kKMGT]?)", re.ASCII)
+_AGE = re.compile(r"(\d{1,18})([smhdw])", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:.*)?", re.ASCII)
-_RANGE = re.compile(r"(\d*)-(\d*)", re.ASCII)
+_RANGE = re.compile(r"(\d{0,18})-(\d{0,18})", re.ASCII)
 _UNIT_BYTES = {"": 1, "k": 1 << 10, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 

@@ -16,7 +16,7 @@ import stat
 import sys
 from collections.abc import Mapping, Sequence
 
-from brokervol.console import EXIT_INTERRUPTED, EXIT_OUTPUT_CLOSED
+from brokervol.console import EXIT_INTERRUPTED, EXIT_OUTPUT_CLOSED, complain, visible
 from brokervol.doctor import site
 from brokervol.settings import Settings
 from brokervol.task import abandon_output
@@ -86,7 +86,7 @@ def _defined(path: str) -> list[Definition]:
             definitions = read_backup(path)
         except (OSError, ValueError) as also:
             raise Failed(f"{problem}; and their backup {backup_path(path)} is not: {also}") from error
-        print(f"brokervol: volumes export: {problem}; what is exported is their backup", file=sys.stderr)
+        complain("volumes export", "", f"{problem}; what is exported is their backup")
         return definitions
 
 
@@ -257,13 +257,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return EXIT_OUTPUT_CLOSED
     except KeyboardInterrupt:
-        print(f"brokervol: volumes {options.action}: interrupted", file=sys.stderr)
+        complain(f"volumes {options.action}", "", "interrupted")
         return EXIT_INTERRUPTED
     except (Failed, OSError, ValueError, sqlite3.Error) as error:
-        print(f"brokervol: volumes {options.action}: {_sentence(error, options)}", file=sys.stderr)
+        complain(f"volumes {options.action}", "", _sentence(error, options))
         return getattr(error, "exit_code", _EXIT_FAILED)
     with contextlib.suppress(Failed, BrokenPipeError):  # it is done, whether anybody reads so or not
-        _say(told)
+        if told:  # of a name that is no text, too
+            _say(visible(told).encode(errors="backslashreplace").decode() + "\n")
     return 0
 
 
@@ -271,10 +272,10 @@ def _done(options: argparse.Namespace) -> str:
     """Do what is asked for; returns what to say then."""
     if options.action == "export":
         count = export_volumes(options.root, options.file)
-        return "" if options.file == "-" else f"{count} volumes of {options.root} exported to {options.file}\n"
+        return "" if options.file == "-" else f"{count} volumes of {options.root} exported to {options.file}"
     added, present = import_volumes(options.root, options.file)
     names = f": {', '.join(added)}" if added else ""
-    return f"{len(added)} volumes imported into {options.root}{names}; {len(present)} were there already\n"
+    return f"{len(added)} volumes imported into {options.root}{names}; {len(present)} were there already"
 
 
 def _sentence(error: Exception, options: argparse.Namespace) -> str:

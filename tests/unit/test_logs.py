@@ -337,6 +337,13 @@ def test_levels_are_taken_in_whatever_case(root: Path, level: str) -> None:
     assert found == ["workspace is not usable", "it broke", "loud"]
 
 
+def test_a_time_without_a_zone_is_as_shown(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for zone in ("UTC", "Asia/Tokyo"):
+        monkeypatch.setenv("TZ", zone)
+        found = logs(root, "--json", "--since", (NOW - timedelta(minutes=10)).replace(tzinfo=None).isoformat())
+        assert [json.loads(line)["event"] for line in found] == ["workspace is not usable", "it broke"]
+
+
 @pytest.mark.parametrize(
     "time",
     ["soon", "", "999999d", "\u0661d", "\uff12026-01-01", "0001-01-01T00:00+14:00", "9999-12-31T23:59-14:00"],

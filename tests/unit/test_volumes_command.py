@@ -400,6 +400,18 @@ def test_where_no_driver_is_to_be_seen_one_is_told_to_name_it(tmp_path: Path) ->
     assert not (tmp_path / "saved").exists()
 
 
+def test_names_that_are_no_text_are_told_and_do_not_talk_to_the_terminal(machine: Machine, tmp_path: Path) -> None:
+    name = b"v\x1b[31m\xff.json"
+    command = [*map(os.fsencode, as_process(machine, "export")), os.fsencode(tmp_path) + b"/" + name]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, check=False, timeout=50)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.endswith(rb"v\x1b[31m\udcff.json" + b"\n")
+    assert (tmp_path / os.fsdecode(name)).exists()
+    command = [*map(os.fsencode, as_process(machine, "import")), b"/none/" + name]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, check=False, timeout=50)
+    assert done.stderr == b"brokervol: volumes import: /none/v\\x1b[31m\xff.json: No such file or directory\n"
+
+
 def test_a_root_that_is_not_there_is_refused_and_not_made(
     machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
