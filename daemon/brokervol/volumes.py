@@ -272,10 +272,14 @@ def _done(options: argparse.Namespace) -> str:
     """Do what is asked for; returns what to say then."""
     if options.action == "export":
         count = export_volumes(options.root, options.file)
-        return "" if options.file == "-" else f"{count} volumes of {options.root} exported to {options.file}"
+        return "" if options.file == "-" else f"{_volumes(count)} of {options.root} exported to {options.file}"
     added, present = import_volumes(options.root, options.file)
     names = f": {', '.join(added)}" if added else ""
-    return f"{len(added)} volumes imported into {options.root}{names}; {len(present)} were there already"
+    return f"{_volumes(len(added))} imported into {options.root}{names}; {len(present)} were there already"
+
+
+def _volumes(count: int) -> str:
+    return f"{count} volume" if count == 1 else f"{count} volumes"
 
 
 def _sentence(error: Exception, options: argparse.Namespace) -> str:

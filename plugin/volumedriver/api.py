@@ -32,6 +32,7 @@ log = structlog.get_logger()
 STATUS_PATH, METRICS_PATH = "/brokervol/status", "/metrics"
 MAX_BODY_BYTES = 16 * 1024 * 1024
 _CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
+_LONGEST_LOGGED = 255  # of a volume's name, which may be anything until it is looked at
 _KINDS = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
 _KINDS |= {list: "an array", dict: "an object"}
 
@@ -82,6 +83,7 @@ def _count(app: Flask, metrics: Metrics, calls: Mapping[str, str]) -> None:
     @app.before_request
     def began() -> None:
         g.request_id = os.urandom(8).hex()
+        structlog.contextvars.clear_contextvars()  # a connection's thread has one request after another
         structlog.contextvars.bind_contextvars(request=g.request_id)
         if (call := calls.get(request.path)) is not None:
             g.began = time.perf_counter()
@@ -123,16 +125,16 @@ class _Calls:
 
     def create(self) -> Body:
         body = _body()
-        self._driver.create(_text(body, "Name"), _options(body))
+        self._driver.create(_name(body), _options(body))
         return {}
 
     def remove(self) -> Body:
-        self._driver.remove(_text(_body(), "Name"))
+        self._driver.remove(_name(_body()))
         return {}
 
     def mount(self) -> Body:
         body = _body()
-        name, mount_id = _text(body, "Name"), _text(body, "ID")
+        name, mount_id = _name(body), _text(body, "ID")
         mountpoint = self._driver.mount(name, mount_id, _engine())
         if _is_client_gone():  # the engine has dropped this Mount and will never unmount it
             log.warning("client gone during mount, rolled back", volume=name)
@@ -141,14 +143,14 @@ class _Calls:
 
     def unmount(self) -> Body:
         body = _body()
-        self._driver.unmount(_text(body, "Name"), _text(body, "ID"))
+        self._driver.unmount(_name(body), _text(body, "ID"))
         return {}
 
     def path(self) -> Body:
-        return {"Mountpoint": _mountpoint(self._driver.get(_text(_body(), "Name")))}
+        return {"Mountpoint": _mountpoint(self._driver.get(_name(_body())))}
 
     def get(self) -> Body:
-        return {"Volume": self._described(self._driver.get(_text(_body(), "Name")))}
+        return {"Volume": self._described(self._driver.get(_name(_body())))}
 
     def list(self) -> Body:
         return {"Volumes": [self._described(volume) for volume in self._driver.list()]}
@@ -189,6 +191,13 @@ def _body() -> Body:
     if not isinstance(body, dict):
         raise InvalidRequest(f"the body of {request.path} must be a JSON object, not {_kind(body)}")
     return body
+
+
+def _name(body: Body) -> str:
+    """The volume's, which all lines of the log have that the call causes."""
+    name = _text(body, "Name")
+    structlog.contextvars.bind_contextvars(volume=name[:_LONGEST_LOGGED])
+    return name
 
 
 def _text(body: Body, field: str) -> str:

@@ -37,7 +37,7 @@ class Publication:
             return layers[-1]
         if layers:  # left by an unmount that failed, or put there by somebody else: never mount on top of it
             reason = "it is stale" if anew else "this is not what was mounted here"
-            log.warning("unmounting", mountpoint=volume.mountpoint, reason=reason)
+            log.warning("unmounting", volume=volume.name, mountpoint=volume.mountpoint, reason=reason)
             self._mounter.unmount(volume.mountpoint)
         with self._sources.opened(volume.options, deadline) as source:
             if not (source is None and self._adopted(volume)):

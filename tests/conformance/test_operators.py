@@ -294,7 +294,9 @@ def test_the_drivers_lines_name_the_request_the_volume_and_the_mount(site: Site)
     of = {line["request"]: line for line in lines if "request" in line}
     found = of[mounted.headers["X-Request-Id"]]
     assert (found["event"], found["volume"], found["id"]) == ("volume mounted", "products", "f" * 12)
-    assert of[refused.headers["X-Request-Id"]]["event"] == "call refused"
+    line = of[refused.headers["X-Request-Id"]]
+    assert (line["event"], line["volume"]) == ("call refused", "nobody")
+    assert all("volume" not in line for line in lines if line["event"] in ("listening", "serving"))
 
 
 def test_nothing_is_said_on_standard_error_and_all_else_is_json(short_dir: Path) -> None:
