@@ -127,11 +127,14 @@ def _is_wanted(entry: Entry, options: argparse.Namespace) -> bool:
     return options.request is None or entry.get("request") == options.request
 
 
-def text_of(entry: Entry) -> str:
-    """The event and its facts: `volume mounted  volume=data id=3f2a`."""
+def _lines_of(entry: Entry) -> list[str]:
+    """The event and its facts, `volume mounted  volume=data id=3f2a`; and below it a traceback.
+
+    Nothing but a line feed begins a line, which `_word` spells: a name must not look like a line of its own.
+    """
     facts = [f"{key}={_word(value)}" for key, value in entry.items() if key not in _SHOWN_ELSEWHERE]
     shown = "  ".join(filter(None, (_text(entry, "event"), " ".join(facts))))
-    return "\n".join([shown, *_text(entry, "exception").splitlines()])
+    return [*shown.split("\n"), *filter(None, _text(entry, "exception").split("\n"))]
 
 
 def in_words(line: bytes) -> bytes:
@@ -143,7 +146,7 @@ def in_words(line: bytes) -> bytes:
     level, moment, process = _WIDTHS
     cells = (_time(entry), moment), (_text(entry, "level"), level), (_text(entry, "process"), process)
     head = "  ".join(f"{visible(cell):<{width}}" for cell, width in cells)
-    shown = [f"{head}  {visible(each)}\n" for each in text_of(entry).splitlines() or [""]]
+    shown = [f"{head}  {visible(each)}\n" for each in _lines_of(entry)]
     return "".join(shown).encode(errors="backslashreplace")
 
 
@@ -170,7 +173,7 @@ def _show(line: str, entry: Entry, *, is_json: bool) -> None:
     if is_json:
         print(_harmless(line), flush=True)
         return
-    first, *more = text_of(entry).splitlines() or [""]
+    first, *more = _lines_of(entry)
     tables.show_row((_text(entry, "level"), _time(entry), _text(entry, "process"), first), _WIDTHS)
     for each in more:
         tables.show_row(("", "", "", each), _WIDTHS)

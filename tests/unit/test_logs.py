@@ -118,6 +118,17 @@ def test_what_a_child_says_is_passed_on_and_kept_with_whose_it_is(tmp_path: Path
     assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\x0b", "\x1e", "\x85", "\u2028", "\u2029"])
+def test_a_name_does_not_look_like_a_line_of_its_own(root: Path, end: str) -> None:
+    entry = {"event": "no such file", "path": f"a{end}volume removed  volume=data", "level": "info"}
+    assert logs_command.in_words(json.dumps(entry).encode()).count(b"\n") == 1
+    with open(log_path(str(root)), "a", encoding="utf-8") as file:
+        file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    (line,) = logs(root, "-n", "1")
+    assert "no such file" in line
+    assert line.endswith('volume=data"')
+
+
 def test_a_child_of_a_killed_supervisor_may_speak_until_it_ends(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     program = f"""
