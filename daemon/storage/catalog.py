@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from storage._journaling import Journal, add, close, update
 from storage._saving import save_rows, where_one_of
 from storage.exceptions import BackendUnavailable
+from storage.interrupts import held_back
 from storage.journal import Intent
 from storage.models import LIVE, ScaleFile, check_storable, is_storable, scale_file, use_catalog
 
@@ -236,8 +237,11 @@ class Catalog:
     @contextmanager
     def _told(self) -> Iterator[None]:
         """Tell in a sentence that the database cannot be used; what is wrong with the data is another matter."""
+        # A transaction of SQLite is short, and its lock everybody's. A server's is not, and may hang.
+        whole = held_back() if self._engine.dialect.name == "sqlite" else nullcontext()
         try:
-            yield
+            with whole:
+                yield
         except (IntegrityError, DataError):
             raise
         except (DBAPIError, NoConnectionFree) as error:
