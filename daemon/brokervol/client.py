@@ -17,6 +17,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 from datetime import timezone
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -183,13 +184,18 @@ class Client:
         """
         if length is not None and (start < 0 or length < 1):
             raise ValueError("length must be at least 1, and only goes with a start of 0 or more")
-        headers = {"If-Match": f'"{etag}"'} if etag else {}
+        headers = {"If-Match": f'"{_plain("etag", etag)}"'} if etag else {}
         if start < 0:
             headers["Range"] = f"bytes={start}"
         elif start or length is not None:
             headers["Range"] = f"bytes={start}-{'' if length is None else start + length - 1}"
         with self._exchange() as exchange:
-            exchange.ask("GET", _content_url(workspace, file_path), headers)
+            try:
+                exchange.ask("GET", _content_url(workspace, file_path), headers)
+            except BrokerError as error:
+                if error.code == "range-not-satisfiable" and start <= 0:
+                    return  # all that an empty file has
+                raise
             yield from exchange.blocks()
 
     def write(
@@ -212,9 +218,9 @@ class Client:
         """
         headers = {"If-None-Match": "*"} if not overwrite else {}
         if etag is not None:
-            headers["If-Match"] = f'"{etag}"'
+            headers["If-Match"] = f'"{_plain("etag", etag)}"'
         if media_type:
-            headers["Content-Type"] = media_type
+            headers["Content-Type"] = _plain("media_type", media_type)
         try:
             with self._exchange() as exchange:
                 reader = io.BytesIO(source) if isinstance(source, bytes) else source
@@ -290,14 +296,25 @@ class Client:
 def _workspace_url(name: str, *parts: str, **query: str) -> str:
     if not isinstance(name, str) or not name:
         raise ValueError(f"a workspace is named by a string that is not empty, not by {name!r}")
-    url = "/".join(("/v1/workspaces", quote(name, safe="", errors="surrogateescape"), *parts))
-    if query:
-        url += "?" + urlencode(query, errors="surrogateescape", quote_via=quote)
-    return url
+    try:
+        spelled = [quote(part, errors="surrogateescape") for part in parts]
+        url = "/".join(("/v1/workspaces", quote(name, safe="", errors="surrogateescape"), *spelled))
+        return f"{url}?{urlencode(query, errors='surrogateescape', quote_via=quote)}" if query else url
+    except UnicodeEncodeError as error:
+        detail = f"{error.object!a} is not valid UTF-8 text"
+        raise BrokerError("invalid-path", 0, "Invalid path", detail) from None
 
 
 def _content_url(workspace: str, file_path: str) -> str:
-    return _workspace_url(workspace, "content", quote(file_path, errors="surrogateescape"))
+    return _workspace_url(workspace, "content", file_path)
+
+
+def _plain(name: str, text: str) -> str:
+    """The text, if a header can have it."""
+    if re.fullmatch("[ -~]*", text):
+        return text
+    detail = f"{name} {text!a} is not accepted: printable ASCII characters are"
+    raise BrokerError("invalid-request", 0, "Invalid request", detail)
 
 
 def _facts(response: http.client.HTTPResponse) -> FileFacts:

@@ -58,11 +58,21 @@ def run_ls(task: Task) -> None:
 
 
 def _in_order(files: Iterator[FileDetails]) -> Iterator[FileDetails]:
-    """Sorted as far as memory is small; of a very long listing the rest comes as it is found."""
-    first = sorted(
-        itertools.islice(files, SORTED_FILES), key=lambda found: found.file.encode("utf-8", "surrogatepass")
-    )
-    return itertools.chain(first, files)
+    """Sorted as far as memory is small; of a very long listing the rest comes as it is found.
+
+    What was found before the listing broke off is not kept from who asked.
+    """
+    first: list[FileDetails] = []
+    broken: BrokerError | None = None
+    try:
+        for found in itertools.islice(files, SORTED_FILES):
+            first.append(found)  # noqa: PERF402  # extend() need not keep what came before an error
+    except BrokerError as error:
+        broken = error
+    yield from sorted(first, key=lambda found: found.file.encode("utf-8", "surrogatepass"))
+    if broken is not None:
+        raise broken
+    yield from files
 
 
 def _print_file(task: Task, file: str, size: int) -> None:
@@ -88,6 +98,8 @@ def _check_any(task: Task, place: Place) -> None:
 
 
 def run_find(task: Task) -> None:
+    if task.options.print0 and task.options.json:
+        raise UsageError("--print0 and --json exclude each other")
     selection = Selection.parse(task.options)
     for argument in task.paths:
         place = parse_workspace_place(argument)

@@ -39,7 +39,7 @@ _HOPELESS = (*_UNAVAILABLE, "no-space", "unknown-workspace")
 _TOO_LONG = f"its path, or that at the target, has more than {LONGEST_PATH:,} characters"
 
 # How an operation that has -r fails for a directory.
-_CODE_OF_DIRECTORY = {"download": "missing-file", "delete": "invalid-path"}
+_CODE_OF_DIRECTORY = {"download": "missing-file", "delete": "invalid-path", "upload": "invalid-path"}
 
 # What a verb has done of files, and what its user does after an interrupt.
 _DONE = {"cp": "copied", "mv": "moved", "rm": "deleted"}
@@ -63,8 +63,14 @@ class Task(Console):
         self.paths: list[str] = options.paths
         self.done = self.kept = self.total = 0
 
-    def run(self, operation: str, workspace: str, pairs: Pairs, files: int, size: int | None) -> None:
-        """Have the sidecar do the items of `pairs`, so many files and bytes, and report each as it happens."""
+    def run(
+        self, operation: str, workspace: str, pairs: Pairs, files: int, size: int | None, *, source: str = ""
+    ) -> None:
+        """Have the sidecar do the items of `pairs`, so many files and bytes, and report each as it happens.
+
+        Args:
+            source: of an upload, the workspace that its files are in; empty for none.
+        """
         self.total += files
         options = {} if operation == "delete" else {"overwrite": not self.options.no_clobber}
         asked: collections.deque[Found] = collections.deque()  # whose results are still to come, in order
@@ -84,7 +90,8 @@ class Task(Console):
                 if self.progress:
                     self.progress.files_done += 1
                     self.progress.bytes_done += found.size or 0
-                self._take(workspace, result, "" if found.below else _CODE_OF_DIRECTORY.get(operation, ""))
+                own = Place(source if operation == "upload" else workspace, found.path)
+                self._take(result, own, Place(workspace, result["file_path"]), operation)
 
     @property
     def is_watched(self) -> bool:
@@ -104,29 +111,31 @@ class Task(Console):
             self.progress.close()
             self.progress = None
 
-    def _take(self, workspace: str, result: dict[str, Any], code_of_directory: str) -> None:
+    def _take(self, result: dict[str, Any], own: Place, stored: Place, operation: str) -> None:
+        """Report a result: of the file `own`, which is or was to be the workspace's `stored`."""
         self.done += result["status"] == "done"
+        error = result.get("error") or {}
+        is_kept = error.get("code") == "already-exists" and getattr(self.options, "no_clobber", False)
+        self.kept += is_kept
         if self.options.json:
-            self.print_json(result)
+            self.print_json({"file_path": result["file_path"], "status": "kept"} if is_kept else result)
             self.flush()  # each as it happens
-        if result["status"] != "failed":
+        if result["status"] != "failed" or is_kept:
             return
-        code = result["error"]["code"]
-        failure = Failure(f"{workspace}:{result['file_path']}", code, result["error"]["detail"])
+        code = error["code"]
+        subject = own if operation == "upload" and code == "missing-file" else stored
+        failure = Failure(str(subject), code, error["detail"])
         if code in _HOPELESS:
             raise failure
-        if code == "already-exists" and getattr(self.options, "no_clobber", False):
-            self.kept += 1
-        elif code == code_of_directory and self._is_directory(workspace, result["file_path"]):
-            self.fail(Failure(failure.subject, code, "it is a directory: use -r for all files below it"))
-        else:
-            self.fail(failure)
+        if code == _CODE_OF_DIRECTORY.get(operation) and self._is_directory(own):
+            failure = Failure(str(own), code, "it is a directory: use -r for all files below it")
+        self.fail(failure)
 
-    def _is_directory(self, workspace: str, path: str) -> bool:
+    def _is_directory(self, place: Place) -> bool:
         """Whether what has failed would have been done with -r."""
-        if self.options.recursive:
+        if self.options.recursive or not place.workspace:
             return False
-        below = self.client.files(workspace, f"{path}/", recursive=True)
+        below = self.client.files(place.workspace, f"{place.path}/", recursive=True)
         with contextlib.suppress(BrokerError), contextlib.closing(below):
             return next(below, None) is not None
         return False
@@ -198,7 +207,8 @@ def run_cp(task: Task) -> None:
             if not place.workspace:
                 task.run("download", workspace, _localized(task, aimed), len(found), size)
             elif workspace:
-                task.run("upload", place.workspace, _located(task, workspace, aimed), len(found), size)
+                pairs = _located(task, workspace, aimed)
+                task.run("upload", place.workspace, pairs, len(found), size, source=workspace)
             else:
                 pairs = ((item, {"local_path": item.path, "file_path": path}) for item, path in aimed)
                 task.run("upload", place.workspace, pairs, len(found), size)
@@ -359,7 +369,7 @@ def _aimed(task: Task, found: Iterable[Found], target: Target) -> Iterator[tuple
         if not _is_plain(item.below) or not _is_plain(item.top):
             task.fail(Failure(item.path, "invalid-path", "its name would lead out of the target"))
         elif not item.below and path in target.taken:
-            task.fail(Failure(item.path, "already-exists", f"{path} was written just before"))
+            task.fail(Failure(item.path, "already-exists", f"another source has the same target: {path}"))
         else:
             if not item.below:
                 target.taken.add(path)

@@ -145,6 +145,7 @@ def test_the_version_is_the_distributions() -> None:
         (["cp", "data:x", ""], "brokervol: cp: an argument is empty: write NAME:path, or a local path"),
         (["rm", "-r", "data:x", ""], "brokervol: rm: an argument is empty: write NAME:path"),
         (["cat", "--range", f"{'9' * 5000}-", "data:a"], "brokervol: cat: --range 9999"),
+        (["find", "--print0", "--json", "data:"], "brokervol: find: --print0 and --json exclude each other"),
         (["find", "--larger", "9" * 5000, "data:"], "brokervol: find: --larger 9999"),
         (["find", "--older", f"{'9' * 5000}d", "data:"], "brokervol: find: --older 9999"),
         (["cat", "--range", "-", "data:a"], "brokervol: cat: --range -: write FIRST-LAST, FIRST- or"),

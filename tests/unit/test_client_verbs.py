@@ -240,7 +240,7 @@ def test_cp_of_two_files_of_one_name_keeps_the_first(run: Client, disk: Disk) ->
     write(disk.task, "one/a.tif", "two/a.tif")
     done = run("cp", "one/a.tif", "two/a.tif", "data:")
     assert (done.code, (disk.data / "a.tif").read_text()) == (1, "one/a.tif")
-    assert "a.tif was written just before" in done.err
+    assert "another source has the same target: " in done.err
 
 
 def test_cp_replaces_and_with_no_clobber_does_not(run: Client, disk: Disk) -> None:
@@ -250,6 +250,47 @@ def test_cp_replaces_and_with_no_clobber_does_not(run: Client, disk: Disk) -> No
     assert (disk.data / "a.tif").read_text() == "a.tif"
     assert run("cp", "a.tif", "data:") == Outcome(0, "", "")
     assert (disk.data / "a.tif").read_text() == "new"
+
+
+def test_cp_as_json_tells_what_is_kept(run: Client, disk: Disk) -> None:
+    write(disk.data, "a.tif")
+    write(disk.task, "a.tif", "b.tif")
+    done = run("cp", "-n", "--json", "a.tif", "b.tif", "data:")
+    assert (done.code, done.err) == (0, "")
+    assert [item["status"] for item in done.json] == ["kept", "done"]
+    assert done.json[0] == {"file_path": "a.tif", "status": "kept"}
+
+
+def test_what_fails_of_a_copy_is_named_by_its_source(run: Client, disk: Disk) -> None:
+    write(disk.data, "d/b")
+    write(disk.other, "there")
+    for source in ("data:nope", "data:nope/nope"):
+        done = run("cp", source, "other:y/")
+        assert (done.code, done.err.split(": ")[2]) == (3, source)
+    done = run("cp", "data:d", "other:y/")
+    assert done.err == "brokervol: cp: data:d: it is a directory: use -r for all files below it\n"
+    assert tree(disk.other) == ["there"]
+    done = run("cp", "data:d/b", "other:there/b")
+    assert done.err.startswith("brokervol: cp: other:there/b: "), "it is the target that is wrong"
+
+
+def test_what_fails_of_a_download_names_the_local_path(run: Client, disk: Disk) -> None:
+    write(disk.data, "a")
+    assert "to local_path '/proc/self/x'" in run("cp", "data:a", "/proc/self/x").err
+
+
+def test_what_was_found_before_a_listing_broke_off_is_shown(run: Client, tmp_path: Path) -> None:
+    error = {"error": {"code": "permission-denied", "detail": "list 'priv': the caller may not do this here"}}
+
+    def script(_: Request, write: Callable[[bytes], object]) -> None:
+        write(CHUNKED + chunk(lines({"file": "b", "size": 1}, {"file": "a", "size": 1}, error)) + chunk(b""))
+
+    with scripted_sidecar(str(tmp_path / "s"), script):
+        for verb, expected in (("ls", "a\nb\n"), ("find", "data:a\ndata:b\n")):
+            done = run(verb, "--socket", str(tmp_path / "s"), "data:")
+            assert done == Outcome(
+                4, expected, f"brokervol: {verb}: data:: list 'priv': the caller may not do this here\n"
+            )
 
 
 def test_cp_as_json_tells_each_result(run: Client, disk: Disk) -> None:
@@ -592,6 +633,13 @@ def test_cat_of_no_byte_says_how_many_there_are(here: Here, disk: Disk) -> None:
     (disk.data / "a").write_text("0123456789")
     done = here("cat", "--range", "10-", "data:a")
     assert done == Outcome(1, "", "brokervol: cat: data:a: Range: the file has 10 bytes\n")
+
+
+@pytest.mark.parametrize(("part", "out"), [("0-9", "0123"), ("-2", "23"), ("0-", "0123")])
+def test_cat_of_a_range_of_an_empty_file_is_nothing(here: Here, disk: Disk, part: str, out: str) -> None:
+    (disk.data / "a").touch()
+    (disk.data / "b").write_text("0123")
+    assert here("cat", f"--range={part}", "data:a", "data:b") == Outcome(0, out, "")
 
 
 def test_cat_into_a_closed_pipe_ends_quietly(run: Client, disk: Disk) -> None:

@@ -262,6 +262,25 @@ def test_a_sidecar_that_stays_away_is_unreachable(path: str) -> None:
     assert caught.value.code == "unreachable"
 
 
+@pytest.mark.parametrize(
+    ("call", "code"),
+    [
+        (lambda client: client.write("p", "q", b"x", media_type="\u20ac"), "invalid-request"),
+        (lambda client: client.write("p", "q", b"x", etag="a\r\nb"), "invalid-request"),
+        (lambda client: next(client.read("p", "q", etag="a\r\nb")), "invalid-request"),
+        (lambda client: client.write("p", "\ud800", b"x"), "invalid-path"),
+        (lambda client: client.facts("p", "\ud800"), "invalid-path"),
+        (lambda client: next(client.files("p", "\ud800")), "invalid-path"),
+    ],
+)
+def test_what_cannot_be_sent_is_no_fault_of_the_sidecar(
+    path: str, call: Callable[[Client], object], code: str
+) -> None:
+    with scripted_sidecar(path, saying()) as requests, pytest.raises(BrokerError, match="not") as caught:
+        call(Client(path))
+    assert (caught.value.code, caught.value.status, requests) == (code, 0, [])
+
+
 def test_a_silent_sidecar_is_left_after_the_timeout(path: str) -> None:
     asked_to_end = threading.Event()
 

@@ -247,6 +247,10 @@ class _Download(Change):
     operation = "download"
     local_path: str
 
+    @property
+    def subject(self) -> str:
+        return f"{super().subject} to local_path {quoted(self.local_path)}"
+
 
 @dataclass(eq=False)
 class _Move(Change):
