@@ -306,12 +306,12 @@ def test_a_body_that_breaks_off_is_done_as_far_as_it_is_whole(site: Site, talk: 
 
 def test_a_batch_ends_when_its_client_hangs_up(site: Site, talk: Talk) -> None:
     (site.local / "in").write_bytes(b"x" * 2_000_000)
-    talk.send("".join(f"{json.dumps({**site.source(), 'file_path': f'f{number}'})}\n" for number in range(200)))
+    talk.send("".join(f"{json.dumps({**site.source(), 'file_path': f'f{number}'})}\n" for number in range(2000)))
     talk.read_head()
-    talk.close()
+    talk.close()  # long before all of these 4 GB are copied, also if we are late
     site.process.wait_for_log(f"{site.ws}/upload")
     assert "the client is gone" in site.process.log()
-    assert len(os.listdir(site.disk)) < 200
+    assert len(os.listdir(site.disk)) < 2000
 
 
 def test_a_listing_stops_when_its_client_hangs_up(site: Site) -> None:
