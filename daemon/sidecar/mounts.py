@@ -24,8 +24,8 @@ class MountTable:
     """Mounts, in the kernel's order. The very same object while nothing changes; it does not change itself."""
 
     def __init__(self, text: bytes) -> None:
-        lines = text.removesuffix(b"\n").split(b"\n")  # splitlines() would cut a name at its carriage return
-        self.mounts: Sequence[Mount] = list(parse_mounts(lines))
+        lines = text.split(b"\n")  # splitlines() would cut a name at its carriage return
+        self.mounts: Sequence[Mount] = list(parse_mounts(filter(None, lines)))
 
 
 def read_table(path: str, directory_fd: int | None = None) -> MountTable:

@@ -26,6 +26,11 @@ def test_a_table_is_the_same_while_the_kernel_says_the_same(tmp_path: Path) -> N
     assert [mount.mountpoint for mount in first.mounts] == ["/m1\r"], "what somebody holds does not change"
 
 
+def test_who_is_in_a_chroot_without_mounts_has_none(tmp_path: Path) -> None:
+    (tmp_path / "none").touch()
+    assert read_table(str(tmp_path / "none")).mounts == []
+
+
 def test_what_is_long_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mounts, "_LONGEST_BYTES", 100)
     file = tmp_path / "many"
