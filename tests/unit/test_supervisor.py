@@ -61,13 +61,13 @@ def python(program: str, *arguments: str) -> list[str]:
 class Supervised:
     """A running supervisor and what it and its children said so far."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process  # without a buffer: what that held, communicate() would not see
         self.said: list[str] = []
 
     def _line(self) -> str:
         assert self.process.stdout is not None
-        line = self.process.stdout.readline().rstrip("\n")
+        line = self.process.stdout.readline().decode().rstrip("\n")
         assert line, f"the supervisor ended; it said {self.said}"
         self.said.append(line)
         return line
@@ -81,17 +81,22 @@ class Supervised:
                 if found["event"] == name and facts.items() <= found.items():
                     return found
 
-    def word(self, text: str) -> None:
-        """Wait until a child says `text`."""
-        while self._line() != text:
-            pass
+    def heard(self, pattern: str, times: int = 1) -> None:
+        """Wait until so many lines in all have been like this: a child may speak before its start is told."""
+        while sum(re.search(pattern, line) is not None for line in self.said) < times:
+            self._line()
 
     def stop(self) -> list[str]:
         """Ask it to end; what was said since."""
         self.process.send_signal(signal.SIGTERM)
-        out, _ = self.process.communicate(timeout=20)
+        said = self.rest()
         assert self.process.returncode == 0
-        return out.splitlines()
+        return said
+
+    def rest(self) -> list[str]:
+        """What is said until it ends."""
+        out, _ = self.process.communicate(timeout=20)
+        return out.decode().splitlines()
 
 
 @contextlib.contextmanager
@@ -99,7 +104,7 @@ def supervise(*children: list[str], stop_s: float = 20, **options: Any) -> Itera
     named = [(f"child{number}", command) for number, command in enumerate(children)]
     command = [sys.executable, "-c", SUPERVISE, json.dumps(named), str(stop_s)]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=clean_environment(), **options
+        command, bufsize=0, stdout=subprocess.PIPE, env=clean_environment(), **options
     ) as process:
         try:
             yield Supervised(process)
@@ -218,13 +223,13 @@ def test_a_minute_of_health_makes_the_delay_short_again() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_both_children_and_then_the_supervisor(number: signal.Signals) -> None:
     with supervise(python(CHILD), python(CHILD)) as supervised:
-        supervised.word("up")
-        supervised.word("up")
+        supervised.heard('"started"', 2)
+        supervised.heard("^up$", 2)
         supervised.process.send_signal(number)
-        out, _ = supervised.process.communicate(timeout=20)
+        said = supervised.rest()
     assert supervised.process.returncode == 0
-    assert out.splitlines().count("received SIGTERM 0") == 2
-    assert [json.loads(line)["event"] for line in out.splitlines() if line[0] == "{"] == ["stopping", "stopped"]
+    assert said.count("received SIGTERM 0") == 2
+    assert [json.loads(line)["event"] for line in said if line[0] == "{"] == ["stopping", "stopped"]
 
 
 def test_a_terminals_interrupt_reaches_a_child_once() -> None:
@@ -233,13 +238,14 @@ def test_a_terminals_interrupt_reaches_a_child_once() -> None:
         take_terminal = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
         command = [sys.executable, "-c", take_terminal + SUPERVISE, json.dumps([("child", python(CHILD))]), "20"]
         with subprocess.Popen(
-            command, stdin=terminal, stdout=subprocess.PIPE, text=True, start_new_session=True
+            command, bufsize=0, stdin=terminal, stdout=subprocess.PIPE, start_new_session=True
         ) as process:
-            Supervised(process).word("up")
+            supervised = Supervised(process)
+            supervised.heard("^up$")
             os.write(controller, b"\x03")
-            out, _ = process.communicate(timeout=20)
+            said = supervised.rest()
         assert process.returncode == 0
-        assert "received SIGTERM 0" in out
+        assert "received SIGTERM 0" in said
     finally:
         os.close(controller)
         os.close(terminal)
@@ -248,8 +254,7 @@ def test_a_terminals_interrupt_reaches_a_child_once() -> None:
 def test_a_child_that_does_not_end_is_killed_in_the_end() -> None:
     with supervise(python(STUBBORN), python(CHILD), stop_s=0.05) as supervised:
         pid = supervised.event("started", child="child0")["pid"]
-        supervised.word("up")
-        supervised.word("up")
+        supervised.heard("^up$", 2)
         with watching(pid) as pidfd:
             said = supervised.stop()
             wait_for_end(pidfd)
@@ -258,7 +263,7 @@ def test_a_child_that_does_not_end_is_killed_in_the_end() -> None:
 
 def test_a_second_signal_kills_at_once() -> None:
     with supervise(python(STUBBORN), stop_s=600) as supervised:
-        supervised.word("up")
+        supervised.heard("^up$")
         supervised.process.send_signal(signal.SIGTERM)
         supervised.event("stopping")
         assert any('"killed"' in line for line in supervised.stop())
@@ -273,8 +278,7 @@ def test_a_signal_while_a_child_waits_for_its_restart_ends_it_all() -> None:
 def test_children_die_with_a_killed_supervisor() -> None:
     with supervise(python(CHILD), python(CHILD)) as supervised:
         pids = [supervised.event("started")["pid"] for _ in range(2)]
-        while supervised.said.count("up") < 2:  # the first child may say so before the second is started
-            supervised.word("up")
+        supervised.heard("^up$", 2)
         with watching(pids[0]) as first, watching(pids[1]) as second:
             supervised.process.kill()
             wait_for_end(first)
@@ -297,10 +301,15 @@ signal.pause()
 
 
 def start_with_helper(supervised: Supervised) -> tuple[int, int]:
-    child = supervised.event("started")["pid"]
-    while not (line := supervised._line()).startswith("helper"):
-        pass
-    return child, int(line.split()[1])
+    """The child that is started next, and its helper: either may be told first."""
+    child = helper = 0
+    while not (child and helper):
+        line = supervised._line()
+        if line.startswith("helper"):
+            helper = int(line.split()[1])
+        elif json.loads(line)["event"] == "started":
+            child = json.loads(line)["pid"]
+    return child, helper
 
 
 def test_what_a_dead_child_started_is_killed_with_it() -> None:
@@ -375,10 +384,10 @@ def test_a_child_that_does_not_accept_its_settings_ends_it_all() -> None:
     """Another start would not help, and an engine should not wait for one."""
     with supervise(python("raise SystemExit(2)"), python(CHILD)) as supervised:
         stopping = supervised.event("stopping")
-        out, _ = supervised.process.communicate(timeout=20)
+        said = supervised.rest()
     assert stopping["reason"] == "settings that are not accepted"
     assert supervised.process.returncode == 2
-    assert "received SIGTERM 0" in out or "up" not in supervised.said
+    assert "received SIGTERM 0" in said or "up" not in supervised.said
 
 
 def test_a_child_that_had_accepted_its_settings_does_not_end_the_other(tmp_path: Path) -> None:
@@ -397,14 +406,12 @@ def test_the_daemon_runs_driver_and_sidecar_and_heals(tmp_path: Path) -> None:
     (tmp_path / "w.json").write_text(json.dumps(workspaces))
     command = [sys.executable, "-m", "brokervol", "daemon", "--socket", str(tmp_path / "driver.sock")]
     command += ["--root", str(tmp_path / "root"), "--view", "self", "--workspaces", str(tmp_path / "w.json")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean_environment()) as process:
+    with subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, env=clean_environment()) as process:
         try:
             supervised = Supervised(process)
             driver = supervised.event("started", child="driver")["pid"]
             sidecar = supervised.event("started", child="sidecar")["pid"]
-            for _ in range(2):
-                while "listen" not in supervised._line():
-                    pass
+            supervised.heard("listen", 2)
             os.kill(sidecar, signal.SIGKILL)
             supervised.event("died", child="sidecar", reason="SIGKILL")
             client = Client(str(tmp_path / "root/sidecar/broker.sock"))
