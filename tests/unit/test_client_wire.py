@@ -248,8 +248,8 @@ def test_a_connection_refused_during_a_restart_is_tried_again(path: str, monkeyp
     thread = threading.Thread(target=lambda: found.append(Client(path).workspaces()))
     thread.start()
     assert refused.wait(20)
-    os.unlink(path)
-    with scripted_sidecar(path, saying(answer({"workspaces": []}))):
+    with scripted_sidecar(f"{path}.new", saying(answer({"workspaces": []}))):
+        os.rename(f"{path}.new", path)  # as a sidecar does: there is a socket all the time
         thread.join()
     assert found == [[]]
 
