@@ -125,11 +125,14 @@ def test_an_interrupt_ends_no_group_under_its_threads() -> None:
     log: list[str] = []
     begun: list[int] = []
     is_released = threading.Event()
+    crew = Crew(4, 2)
 
     def interrupt_then_release() -> None:
         while len(log) < 2 or len(begun) < 4:  # until the caller waits, having begun as many as it may
             threading.Event().wait(0.01)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        while crew.goes_on(groups[0]):  # until the caller has noticed
+            threading.Event().wait(0.01)
         threading.Event().wait(0.1)
         is_released.set()
 
@@ -137,10 +140,11 @@ def test_an_interrupt_ends_no_group_under_its_threads() -> None:
         begun.append(number)
         is_released.wait(10)
 
+    groups = groups_of(100, log, wait)
     releasing = threading.Thread(target=interrupt_then_release)
     releasing.start()
-    with pytest.raises(KeyboardInterrupt), Crew(4, 2) as crew:
-        crew.run(groups_of(100, log, wait))
+    with pytest.raises(KeyboardInterrupt), crew:
+        crew.run(groups)
     releasing.join()
     assert log == ["begin 0", "begin 5", "end 0", "end 5"]
     assert len(begun) == 4
