@@ -371,6 +371,7 @@ def test_servers_that_hang_keep_no_other_volume_from_being_mended(
     mended = {machine.driver.get(name).mountpoint for name in ("good", "data")}
     later(machine, 0)
     wait_until(lambda: machine.mounter.entries.keys() == mended, "what does not hang")
+    wait_until(lambda: len(tried) >= len(hanging), "what hangs to be tried")
     later(machine, 0)
     assert sorted(tried) == sorted(hanging)
     release.set()
