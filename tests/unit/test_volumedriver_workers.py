@@ -214,8 +214,8 @@ time.sleep(1000)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == b"ready\n"
+        wait_until(lambda: len(descendants(driver.pid)) >= 3, "the nursery, and two workers")
         pids = descendants(driver.pid)
-        assert len(pids) >= 3
         driver.kill()
         driver.wait()
     wait_until_dead(pids)
