@@ -318,6 +318,7 @@ class FaultProxy:
         self._rules: list[_Rule] = []
         self._requests: list[Request] = []
         self._serving: dict[threading.Thread, tuple[_Peer, _Peer]] = {}
+        self._threads: list[threading.Thread] = []  # those of `_serving`, and of them that may not have ended
         self._accepting = threading.Thread(target=self._accept, name="fault-proxy")
 
     @property
@@ -367,11 +368,11 @@ class FaultProxy:
         self._accepting.join()
         self._listener.close()
         with self._lock:
-            serving = dict(self._serving)
-        for peers in serving.values():
+            serving = [*self._serving.values()]
+        for peers in serving:
             for peer in peers:
                 peer.wake()
-        for thread in serving:
+        for thread in self._threads:
             thread.join()
 
     def _accept(self) -> None:
@@ -389,6 +390,7 @@ class FaultProxy:
         with self._lock:
             self._serving[thread] = (client, server)
         thread.start()
+        self._threads = [*(other for other in self._threads if other.is_alive()), thread]
 
     def _serve(self, client: _Peer, server: _Peer) -> None:
         """Serve requests until somebody has enough."""
