@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import os
@@ -24,7 +25,7 @@ stty -echo; PS1= PS2= PROMPT_COMMAND=; set +o emacs
 set -E -o pipefail; trap 'failed+="$? from $BASH_COMMAND; "' ERR
 ready=yes
 """
-_MARK = re.compile(r"typed-(\d+):(\w*):(.*):end")
+_MARK = re.compile(r"typed-(\d+):(\w*):(.*):end\n")
 
 
 def sent_by(
@@ -68,6 +69,7 @@ class Terminal:
         self._shell = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=dict(environment))
         os.close(slave)
         self._typed = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.transcript = ""
         try:
             self._mark(time.monotonic() + _BLOCK_S)
@@ -139,9 +141,10 @@ class Terminal:
         if not select.select([self._master], [], [], max(0, deadline - time.monotonic()))[0]:
             raise CommandFailed(f"it did not end in time:\n{self.transcript[-3000:]}")
         try:
-            self.transcript += os.read(self._master, 65536).decode(errors="replace").replace("\r\n", "\n")
+            part = self._decoder.decode(os.read(self._master, 65536))
         except OSError as error:  # EIO: nobody has the other end any more
             raise CommandFailed(f"the shell ended:\n{self.transcript[-3000:]}") from error
+        self.transcript = (self.transcript + part).replace("\r\n", "\n")  # one of them may have come before
 
     def _wait_for(self, has_changed_hands: Callable[[], bool], deadline: float) -> None:
         """Wait before more is typed, which neither shell might read."""
