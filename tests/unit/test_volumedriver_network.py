@@ -72,7 +72,7 @@ def net() -> Iterator[Net]:
 def test_the_way_to_an_address() -> None:
     assert network.path(THERE) is None
     with net() as links:
-        assert network.path(THERE) == ("here", HERE, True)
+        wait_until(lambda: network.path(THERE) == ("here", HERE, True), "the carrier is there")
         assert network.path("fd01::2") == ("here", "fd01::1", True)
         way = network.path("fe80::2%here")
         assert way is not None
@@ -85,7 +85,7 @@ def test_the_way_to_an_address() -> None:
             assert network.path(f"10.1.0.{129 + 8 * number}") is None
             assert network.path(f"fd01::{number + 1}:1") is None
         links.switch("there", "down")
-        assert network.path(THERE) == ("here", HERE, False)
+        wait_until(lambda: network.path(THERE) == ("here", HERE, False), "the carrier is gone")
         links.switch("there", "up")
         wait_until(lambda: network.path(THERE) == ("here", HERE, True), "the carrier is back")
         links.switch("here", "down")
