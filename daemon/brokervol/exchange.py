@@ -198,8 +198,10 @@ class Exchange:
             code, title = "permission-denied", "Permission denied"
         else:
             code, title = "unreachable", "Sidecar unreachable"
-        reason = error.strerror or str(error)
-        return BrokerError(code, 0, title, f"no sidecar can be reached at {self._socket_path}: {reason.lower()}")
+        reason = (error.strerror or str(error)).lower()
+        if error.errno == errno.ENOENT:
+            reason += "; mount a volume of type=sidecar in this container, or name its socket by --socket"
+        return BrokerError(code, 0, title, f"no sidecar can be reached at {self._socket_path}: {reason}")
 
     def _cut_off(self, error: BaseException) -> BrokerError:
         reason = getattr(error, "strerror", None) or str(error) or "it closed the connection"

@@ -808,7 +808,10 @@ def test_a_read_only_workspace_is_denied(run: Client, disk: Disk, arguments: lis
 def test_no_sidecar_is_unavailable(run: Client, tmp_path: Path) -> None:
     done = run("ws", "--socket", str(tmp_path / "none.sock"))
     assert done == Outcome(
-        5, "", f"brokervol: ws: no sidecar can be reached at {tmp_path}/none.sock: no such file or directory\n"
+        5,
+        "",
+        f"brokervol: ws: no sidecar can be reached at {tmp_path}/none.sock: no such file or directory;"
+        " mount a volume of type=sidecar in this container, or name its socket by --socket\n",
     )
     assert run("--socket", str(tmp_path / "none.sock"), "ws").code == 5
     assert run("ws", BROKERVOL_SOCKET=str(tmp_path / "none.sock")).code == 5
