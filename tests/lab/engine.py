@@ -270,12 +270,17 @@ class Engine:
     def plugin_pids(self, name: str) -> list[int]:
         """The processes of an enabled plugin's container, its entry point first; none while it is not running."""
         identity = self.client.plugins.get(name).id  # type: ignore[no-untyped-call]
-        states = (self.directory / "exec").glob(f"**/{identity}/state.json")
-        for state in states:
-            first = json.loads(state.read_text())["init_process_pid"]
+        for first in self._first_processes(identity):
             if first in keeper.descendants(self._keeper.pid):
                 return [first, *keeper.descendants(first)]
         return []
+
+    def _first_processes(self, identity: str) -> list[int]:
+        """What runc has written down of a container, while others, or this one, may come and go."""
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                states = (self.directory / "exec").glob(f"**/{identity}/state.json")
+                return [json.loads(state.read_text())["init_process_pid"] for state in states]
 
     def kill_plugin(self, name: str) -> list[int]:
         """SIGKILL to a plugin's first process, with which the engine ends all of it; the processes it has then.

@@ -103,17 +103,19 @@ class Site:
         for pid in self.engine.plugin_pids(FRAGILE):
             with contextlib.suppress(OSError):  # ended meanwhile
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-                found.setdefault(" ".join(filter(None, words[words.index("-m") + 1 :][:2])), []).append(pid)
+                if "-m" in words:  # who is ending has no words any more
+                    found.setdefault(" ".join(filter(None, words[words.index("-m") + 1 :][:2])), []).append(pid)
         return found
 
     def driver(self) -> int:
         """Its pid, once it has one and it is the only one."""
 
-        def found() -> list[int]:
-            return self.processes().get("lab.fragile_driver", [])
+        def found() -> int | None:
+            pids = self.processes().get("lab.fragile_driver", [])
+            return pids[0] if len(pids) == 1 else None
 
-        wait_until("one driver", lambda: len(found()) == 1)
-        return found()[0]
+        pid: int = wait_until("one driver", found)
+        return pid
 
     @contextlib.contextmanager
     def killed_at(self, step: str) -> Iterator[None]:
