@@ -47,7 +47,7 @@ RUNS_INSIDE = PREPARE
 
 OTHER_ID = "b" * 64
 HANGING = 10
-PROMPT_S = 2  # where a server is waited for it is more than TIMEOUT_S
+PROMPT_S = TIMEOUT_S  # where a server is waited for it is more
 ROUNDS = 3  # of which the best counts, for each call
 _USER = """
 mount --bind "$0" /mnt

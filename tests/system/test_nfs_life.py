@@ -190,7 +190,7 @@ def test_dead_servers_keep_no_volume_from_being_mended(driver: Driver, export: P
             for name in ("bad0", "bad1", "good"):
                 subprocess.run(["umount", "-l", mountpoint(driver.root, name)], check=True)
             good = mountpoint(driver.root, "good")
-            wait_until(lambda: [mount.mountpoint for mount in driver.mounts()] == [good], "the good one", 10)
+            wait_until(lambda: [mount.mountpoint for mount in driver.mounts()] == [good], "the good one")
             for name in ("bad0", "bad1"):
                 wait_until(lambda name=name: bool(events(driver, "volume is not mended", name)), "it to fail")  # type: ignore[misc]
                 assert [told["again_in_s"] for told in events(driver, "volume is not mended", name)] == [60.0]
