@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -72,10 +73,25 @@ def test_killed_engine_starts_again_with_its_containers() -> None:
             assert container.status == "running"
 
 
+def whole_plugin(engine: Engine, plugin: Plugin) -> list[int]:
+    """Its processes, once both the driver and the sidecar are among them."""
+
+    def found() -> list[int]:
+        pids, words = engine.plugin_pids(str(plugin.name)), set[bytes]()
+        for pid in pids:
+            with contextlib.suppress(OSError):  # ended meanwhile
+                words.update(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"))
+        return pids if {b"volumedriver", b"sidecar"} <= words else []
+
+    pids: list[int] = wait_until("driver and sidecar run", found)
+    return pids
+
+
 def test_plugin_processes_are_found_by_id_and_come_back(engine: Engine, plugin: Plugin) -> None:
-    before = engine.plugin_pids(str(plugin.name))
+    before = whole_plugin(engine, plugin)
     assert b"daemon" in Path(f"/proc/{before[0]}/cmdline").read_bytes()
-    after = engine.kill_plugin(str(plugin.name))
+    engine.kill_plugin(str(plugin.name))
+    after = whole_plugin(engine, plugin)
     assert len(after) == len(before)
     assert not set(after) & set(before)
     plugin.reload()
@@ -87,6 +103,7 @@ def test_a_setting_that_is_not_accepted_is_told_and_can_be_mended(engine: Engine
     mark = len(engine.log)
     with pytest.raises(APIError, match="no such file or directory"):
         build.enable(plugin, {"NFS_MOUNT_TIMEOUT_S": "99"})
+    wait_until("it is told", lambda: "accepted is" in engine.log[mark:])
     told = [line for line in engine.log[mark:].splitlines() if "accepted is" in line]
     assert len(told) == 1
     assert (
