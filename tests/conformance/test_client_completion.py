@@ -24,7 +24,7 @@ from brokervol.completion import SCRIPTS, candidates
 from unit.scripted_sidecar import Request, answer, lines, scripted_sidecar
 from unit.sidecar_process import clean_environment, sidecar_process
 
-_PATIENCE_S = 20
+_PATIENCE_S = 60
 
 # A line up to the cursor, and what each shell makes of it by Tab.
 COMPLETED = [
@@ -149,7 +149,7 @@ def test_fish_completes(place: Place) -> None:
     )
     done = subprocess.run(
         ["fish", "--no-config"], input=script, cwd=place.here, env=place.environment,
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=200, check=True,
     )  # fmt: skip
     found = dict(zip(asked, (line.rstrip(";") for line in done.stdout.splitlines()), strict=True))
     assert found["brokervol comp"] == "completion"
@@ -219,7 +219,7 @@ def test_without_a_sidecar_completion_is_silent_and_knows_what_needs_none(place:
         ("bash", [":"]),
     ):
         done = subprocess.run(
-            [*program, shell, *words], env=place.environment, capture_output=True, timeout=20, check=False
+            [*program, shell, *words], env=place.environment, capture_output=True, timeout=60, check=False
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     socket = str(tmp_path / "none")

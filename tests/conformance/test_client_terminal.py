@@ -25,7 +25,7 @@ COUNT = 4000
 # As many as the sidecar does at a time: so many may be done when their client is gone.
 GROUP = 256
 CONTENT = b"content of one file."
-_PATIENCE_S = 30
+_PATIENCE_S = 60
 
 
 class Place(NamedTuple):

@@ -75,7 +75,7 @@ def _attackers(site: Site, workers: Sequence[Worker], seed: int, found: Soaked) 
     }
     with contextlib.ExitStack() as stack:
         for worker, (identity, _) in zip(workers[:2], CALLERS, strict=False):
-            assert worker.is_ready.wait(30), "a worker becomes a task"
+            assert worker.is_ready.wait(120), "a worker becomes a task"
             who = {"uid": identity.uid, "gid": identity.gid, "groups": identity.groups}
             stack.enter_context(_attacker({**config, "pid": worker.pid, "identity": who}, found))
         stack.enter_context(_attacker({**config, "pid": None}, found))
@@ -97,5 +97,5 @@ def _attacker(config: dict[str, Any], found: Soaked) -> Iterator[None]:
         assert process.stdout.readline() == "ready\n"
         yield
     finally:
-        told, _ = process.communicate(timeout=30)
+        told, _ = process.communicate(timeout=120)
     found.attacks.update(json.loads(told))

@@ -42,7 +42,7 @@ def killable_sidecar(directory: Path, workspaces: dict[str, Any]) -> Iterator[tu
             yield served, process
         finally:
             process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=20)
+            process.communicate(timeout=60)
 
 
 class Outcome(NamedTuple):
@@ -70,7 +70,7 @@ class Client(NamedTuple):
             cwd=self.cwd,
             env={**clean_environment(), **environment},
             capture_output=True,
-            timeout=60,
+            timeout=200,  # of thousands of files, on a busy disk
             check=False,
         )
         return Outcome(done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr))
