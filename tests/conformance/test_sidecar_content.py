@@ -590,6 +590,7 @@ def world() -> Iterator[tuple[Path, Running]]:
         (directory / "data").mkdir()
         (directory / "data").chmod(0o777)
         with caller_sidecar(directory, {"data": directory / "data"}) as sidecar:
+            assert request(sidecar.socket_path, "GET", "/healthz").status == 200  # all is open by then
             yield directory, sidecar
             assert "Traceback" not in sidecar.log()
 

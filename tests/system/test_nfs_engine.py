@@ -117,7 +117,7 @@ def shared_site() -> Iterator[Site]:
     with running_driver("site") as driver, running_sidecar(driver.root) as sidecar:
         yield Site(driver, sidecar)
         assert "Traceback" not in sidecar.log()
-        assert len(thread_identities(sidecar.pid)) == 1
+        wait_until(lambda: len(thread_identities(sidecar.pid)) == 1, "every thread to be itself again")
 
 
 @pytest.fixture
