@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import re
@@ -22,7 +23,7 @@ _SPELLED = re.compile(r"\[([*?\[])\]")
 class Place(NamedTuple):
     """A path in a workspace or, where that is "", in the file system of this process.
 
-    A path with `*`, `?` or `[` in a workspace is a pattern, unless `is_literal`; see `named`.
+    A path with `*`, `?` or `[` in a workspace is a pattern, unless `is_literal`; see `_named`.
     """
 
     workspace: str
@@ -109,8 +110,8 @@ def _named(client: Client, place: Place, *, recursive: bool) -> Place:
     if not place.is_pattern:
         return place.plain
     literal = place._replace(is_literal=True)
-    below = client.files(place.workspace, prefix=f"{place.directory}/", recursive=True)
-    is_there = find_file(client, literal) or (recursive and next(below, None))
+    with contextlib.closing(client.files(place.workspace, f"{place.directory}/", recursive=True)) as below:
+        is_there = find_file(client, literal) or (recursive and next(below, None))
     return literal if is_there else place
 
 

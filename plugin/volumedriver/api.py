@@ -194,7 +194,7 @@ def _body() -> Body:
 
 
 def _name(body: Body) -> str:
-    """The volume's, which all lines of the log have that the call causes."""
+    """The volume's name, which all lines of the log have that the call causes."""
     name = _text(body, "Name")
     structlog.contextvars.bind_contextvars(volume=name[:_LONGEST_LOGGED])
     return name

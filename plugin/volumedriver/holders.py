@@ -41,7 +41,7 @@ class Wanted(NamedTuple):
 class Hold(NamedTuple):
     """Where a volume is held: a mount in the mount namespace of process `pid`, 0 for this process's own.
 
-    `is_removed` says whether it shows a directory of this host that was removed since.
+    `is_removed` says whether it shows the volume's directory as it was until that was removed on the host.
     """
 
     pid: int
@@ -89,11 +89,11 @@ class Namespaces:
             for mount in mounts:
                 for name in {*_shown_names(mount, by_shown)}:
                     if not any(host.has(mount, view, wanted[name].host_path) for view in views):
-                        yield name, _hold(int(pid), mount)
+                        yield name, _hold(int(pid), mount, wanted[name].shown)
 
 
-def _hold(pid: int, mount: Mount) -> Hold:
-    is_removed = Shown(mount.device, mount.root, mount.source).is_removed
+def _hold(pid: int, mount: Mount, shown: Shown) -> Hold:
+    is_removed = Shown(mount.device, mount.root, mount.source).is_removed_of(shown)
     return Hold(pid, mount.mountpoint, mount.mount_id, mount.device, is_removed)
 
 

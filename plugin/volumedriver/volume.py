@@ -19,6 +19,9 @@ SOURCE_OF_TOKENS = "brokervol:"
 """What the source of a token begins with, see `mounter`; the rest is its volume's alone."""
 
 
+_REMOVED = "//deleted"
+
+
 class Shown(NamedTuple):
     """Which directory is mounted: its file system by device number and source, and its path in that, as mountinfo
     says them. Device numbers come again when a file system is gone.
@@ -33,7 +36,11 @@ class Shown(NamedTuple):
         """Whether the directory was removed since it was mounted. The kernel says so behind its former path, by a
         double slash, which no path has.
         """
-        return self.root.endswith("//deleted")
+        return self.root.endswith(_REMOVED)
+
+    def is_removed_of(self, other: Shown) -> bool:
+        """Whether this is what was removed where `other` is, or was; not what was in it."""
+        return self.is_removed and self.root.removesuffix(_REMOVED) == other.root.removesuffix(_REMOVED)
 
     @property
     def holding(self) -> Shown:

@@ -106,9 +106,11 @@ def test_sub_path_of_the_volume_holds_it(proc: Proc) -> None:
 def test_directory_that_was_removed_is_held_and_so_is_the_one_made_anew(proc: Proc) -> None:
     proc.add("100", "container", "0:50 / /", "8:1 /srv/data//deleted /data")
     proc.add("101", "other", "0:51 / /", "8:1 /srv/data /data")
+    # A file in it that was replaced: of the directory that says nothing.
+    proc.add("102", "third", "0:52 / /", "8:1 /srv/data/settings//deleted /etc/settings")
     wanted = {"it": Wanted(Shown("8:1", "/srv/data", "/dev/x"), "/srv/data")}
     found = Namespaces(str(proc.directory)).held(wanted)["it"]
-    assert sorted((hold.pid, hold.is_removed) for hold in found) == [(100, True), (101, False)]
+    assert sorted((hold.pid, hold.is_removed) for hold in found) == [(100, True), (101, False), (102, False)]
 
 
 def test_files_that_the_engine_gives_to_every_container_hold_nothing(proc: Proc) -> None:
