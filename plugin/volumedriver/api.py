@@ -7,6 +7,7 @@ after a transport error the body is empty: that is refused, never taken for a vo
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from werkzeug.exceptions import HTTPException
 from storage import linux
 from volumedriver.driver import Driver
 from volumedriver.engines import Engine, engine_of
-from volumedriver.errors import STATUS, DriverError, InvalidRequest
+from volumedriver.errors import STATUS, DriverError, InvalidRequest, VolumeNotFound
 from volumedriver.health import State
 from volumedriver.metrics import CONTENT_TYPE, Metrics
 from volumedriver.options import NfsOptions
@@ -248,7 +249,10 @@ def _response(body: Body, status: int) -> Response:
 
 def _driver_error(error: DriverError) -> Response:
     status = STATUS[type(error)]
-    log.log(40 if status == 500 else 20, "call refused", call=request.path, status=status, error=str(error))
+    level = logging.ERROR if status == 500 else logging.INFO
+    if isinstance(error, VolumeNotFound) and request.path == "/VolumeDriver.Get":
+        level = logging.DEBUG  # the engine asks so before each Create
+    log.log(level, "call refused", call=request.path, status=status, error=str(error))
     return _response({"Err": str(error)}, status)
 
 
