@@ -162,7 +162,7 @@ class Client:
 
     def facts(self, workspace: str, file_path: str) -> FileFacts:
         """Size, version and time of a file, as the storage tells them."""
-        url = _content_url(workspace, file_path)
+        url = _workspace_url(workspace, "content", file_path)
         try:
             with self._exchange() as exchange:
                 return _facts(exchange.ask("HEAD", url, {}))
@@ -191,7 +191,7 @@ class Client:
             headers["Range"] = f"bytes={start}-{'' if length is None else start + length - 1}"
         with self._exchange() as exchange:
             try:
-                exchange.ask("GET", _content_url(workspace, file_path), headers)
+                exchange.ask("GET", _workspace_url(workspace, "content", file_path), headers)
             except BrokerError as error:
                 if error.code == "range-not-satisfiable" and start <= 0:
                     return  # all that an empty file has
@@ -224,7 +224,7 @@ class Client:
         try:
             with self._exchange() as exchange:
                 reader = io.BytesIO(source) if isinstance(source, bytes) else source
-                response = exchange.send(_content_url(workspace, file_path), headers, reader)
+                response = exchange.send(_workspace_url(workspace, "content", file_path), headers, reader)
                 document = json.loads(b"".join(exchange.blocks()))
                 tag = (response.getheader("ETag") or "").strip('"')
                 return Stored(document["file"], tag, response.status == 201)
@@ -303,10 +303,6 @@ def _workspace_url(name: str, *parts: str, **query: str) -> str:
     except UnicodeEncodeError as error:
         detail = f"{error.object!a} is not valid UTF-8 text"
         raise BrokerError("invalid-path", 0, "Invalid path", detail) from None
-
-
-def _content_url(workspace: str, file_path: str) -> str:
-    return _workspace_url(workspace, "content", file_path)
 
 
 def _plain(name: str, text: str) -> str:

@@ -209,12 +209,9 @@ def _flush(waiting: deque[tuple[str, Entry]] | None, *, is_json: bool) -> None:
 
 def _path(root: str | None) -> str:
     """Raises Unseen."""
-    root = root or site.find(None, None, os.environ).root
+    root = root or site.find_root(os.environ)
     if root is None:
-        raise Unseen(
-            "no driver's directory is to be seen: "
-            + ("run this as root" if os.geteuid() else "name it by --root; without a driver there is none")
-        )
+        raise Unseen(site.without_root("name it by --root; without a driver there is none"))
     path = log_path(root)
     try:
         os.stat(path)

@@ -235,14 +235,11 @@ def _parser() -> argparse.ArgumentParser:
 def _root(given: str | None, environment: Mapping[str, str]) -> str:
     """The driver's directory: the one that is named, or found; or the usual one, where no driver has run yet."""
     usual = Settings.root
-    found = given or environment.get(usual.variable) or site.find(None, None, environment).root
+    found = given or environment.get(usual.variable) or site.find_root(environment)
     if found is None and os.path.isdir(usual.default):
         found = usual.default
     if found is None:
-        raise Failed(
-            "no driver's directory is to be seen: "
-            + ("run this as root" if os.geteuid() else f"name it by --root, or make {usual.default}")
-        )
+        raise Failed(site.without_root(f"name it by --root, or make {usual.default}"))
     return found
 
 

@@ -98,16 +98,10 @@ def strict(served: Running) -> Iterator[Running]:
         yield process
 
 
-@pytest.fixture(scope="module")
-def served_unhurried() -> Iterator[Running]:
-    with serving(0, UNHURRIED) as process:
-        yield process
-
-
 @pytest.fixture
-def unhurried(served_unhurried: Running) -> Iterator[Running]:
+def unhurried() -> Iterator[Running]:
     """Another, whose clients may take their time."""
-    with left_alone(served_unhurried) as process:
+    with serving(0, UNHURRIED) as process, left_alone(process):
         yield process
 
 

@@ -224,15 +224,14 @@ def test_a_wrong_option_of_one_volume_is_no_fault_of_its_server(driver: Driver, 
 
 
 def test_a_hanging_rpcbind_of_this_host_is_no_fault_of_a_server(patient: Driver, east: House) -> None:
-    driver = patient
     east.export("locks")
-    driver.create("a", "east:/locks", "vers=3")
-    driver.create("b", "east:/locks", V3)
+    patient.create("a", "east:/locks", "vers=3")
+    patient.create("b", "east:/locks", V3)
     with stopped(daemon("rpcbind")):
-        said = driver.error(500, "Mount", Name="a", ID=ID)
+        said = patient.error(500, "Mount", Name="a", ID=ID)
         assert "this host's rpcbind, who would know, does not answer within 2 s" in said, "and not the mount"
-        assert seconds(partial(driver.mount, "b")) < PROMPT_S
-    assert health(driver, "b") == "healthy"
+        assert seconds(partial(patient.mount, "b")) < PROMPT_S
+    assert health(patient, "b") == "healthy"
 
 
 def test_who_is_not_mounted_any_more_is_not_called_healthy(driver: Driver, east: House) -> None:

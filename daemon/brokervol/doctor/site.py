@@ -74,17 +74,33 @@ class Site:
 
 
 def find(socket: str | None, root: str | None, environment: Mapping[str, str]) -> Site:
-    """Look for all of it, at once. What is given is not looked for."""
+    """Look for all of it. What is given is not looked for."""
+    found, driver, plugin = _looked(socket)
+    place = root or _root(found, plugin, driver, environment)
+    settings, settings_of = _settings(plugin, driver, environment)
+    return Site(found, driver, plugin, place, settings, settings_of, _definitions(place))
+
+
+def find_root(environment: Mapping[str, str]) -> str | None:
+    """The directory of mountpoints and state, alone."""
+    found, driver, plugin = _looked(None)
+    return _root(found, plugin, driver, environment)
+
+
+def without_root(otherwise: str) -> str:
+    """What commands tell where there is none to be seen, and what to do; `otherwise` for who is root."""
+    return f"no driver's directory is to be seen: {'run this as root' if os.geteuid() else otherwise}"
+
+
+def _looked(socket: str | None) -> tuple[Engine | NoEngine, Mapping[str, Any] | Unreachable, Plugin | None]:
+    """Ask the engine and the driver, at once."""
     late = f"it does not end its answer within {_ANSWER_S:g} s"
     no_engine: Engine | NoEngine = NoEngine(late)
     no_driver: Mapping[str, Any] | Unreachable = Unreachable(f"the driver hangs ({late}): end it")
     asked = looks.started(lambda: looks.within(_ANSWER_S, _engine, no_engine))
     driver = looks.within(_ANSWER_S, lambda: _driver(socket), no_driver)
     found = asked.result()
-    plugin = _plugin(found, driver)
-    place = root or _root(found, plugin, driver, environment)
-    settings, settings_of = _settings(plugin, driver, environment)
-    return Site(found, driver, plugin, place, settings, settings_of, _definitions(place))
+    return found, driver, _plugin(found, driver)
 
 
 def _engine() -> Engine | NoEngine:
